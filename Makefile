@@ -1,0 +1,91 @@
+# `make help` lists what there is to do. RELEASE=1 builds with optimisations: slower to build, several times faster.
+
+BASE_URL ?= http://127.0.0.1:8080
+N ?= 20
+
+# Queries are checked against .sqlx, never against a database that DATABASE_URL happens to name.
+export SQLX_OFFLINE ?= true
+export BASE_URL
+
+ifdef RELEASE
+profile := --release
+endif
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: prerequisites
+prerequisites:
+	@scripts/install-prerequisites
+
+# Receivers on this machine are allowed for local trials, unless EGRESS_ALLOW says otherwise, here or in .env.
+.PHONY: run
+run: prerequisites ## run the API and the workers (RELEASE=1 for speed); without DATABASE_URL on a private PostgreSQL
+	@if [ -z "$${EGRESS_ALLOW+set}" ] && ! grep -Eqs '^[[:space:]]*(export[[:space:]]+)?EGRESS_ALLOW=' .env; then \
+		export EGRESS_ALLOW=127.0.0.0/8; \
+	fi; \
+	exec cargo run --locked $(profile) -- serve
+
+.PHONY: test
+test: prerequisites ## run all tests, on a private PostgreSQL of their own
+	cargo test --locked $(profile)
+
+.PHONY: check
+check: prerequisites ## check formatting, lints and documentation
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
+
+.PHONY: bench
+bench: prerequisites ## measure deliveries per second on this machine
+	cargo run --release --locked -- bench
+
+.PHONY: migrate
+migrate: prerequisites ## bring the database up to date
+	cargo run --locked $(profile) -- migrate
+
+.PHONY: prepare
+prepare: prerequisites ## regenerate .sqlx after a change of a query or a migration
+	scripts/prepare-queries
+
+# Connects without a request, which the receiver would count.
+receiver_listens := { curl -s --max-time 1 telnet://127.0.0.1:9000 </dev/null >/dev/null; [ $$? -ne 7 ]; }
+
+.PHONY: create-sample-webhooks
+create-sample-webhooks: prerequisites ## send N=20 webhooks to a running server, with a receiver for their duration
+	@receiver=; \
+	if ! $(receiver_listens); then \
+		cargo build --locked --quiet $(profile) || exit 1; \
+		cargo run --locked --quiet $(profile) -- receiver --port 9000 & receiver=$$!; \
+		trap 'kill $$receiver 2>/dev/null' EXIT; \
+		trap 'exit 130' INT; \
+		trap 'exit 143' TERM; \
+		until $(receiver_listens); do kill -0 $$receiver || exit 1; sleep 0.1; done; \
+	fi; \
+	scripts/create-sample-webhooks $(N)
+
+.PHONY: get-stats
+get-stats: ## show the statistics of a running server
+	@curl -fsS $(BASE_URL)/webhooks/stats | \
+		if command -v jq >/dev/null; then jq .; \
+		elif command -v python3 >/dev/null; then python3 -m json.tool; \
+		else cat; echo; fi
+
+.PHONY: docker-build
+docker-build: ## build the image
+	docker compose build
+
+.PHONY: docker-up
+docker-up: ## start PostgreSQL, the API on port 8080 and a worker in containers
+	docker compose up --build --detach
+
+.PHONY: docker-down
+docker-down: ## stop the containers; the data stays in its volume
+	docker compose down
+
+.PHONY: docker-logs
+docker-logs: ## follow the logs of the containers
+	docker compose logs --follow

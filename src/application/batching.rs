@@ -1,0 +1,193 @@
+//! One batching rule for both ends of the queue: write what has arrived while the last write was under way.
+//!
+//! Idle, a single item is written at once; under load, hundreds share one transaction. There is no timer.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::ports::StoreError;
+
+/// Writes many items in one transaction.
+#[async_trait]
+pub trait WriteBatch<T, R>: Send + Sync + 'static {
+    /// Answers for each item, in order, after the commit. An error means that none was written.
+    async fn write(&self, items: &[T]) -> Result<Vec<R>, StoreError>;
+}
+
+/// Why an item was not written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BatchError {
+    /// There is no room; try again later.
+    #[error("the buffer is full")]
+    Full,
+    /// The write failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The writer has ended: the process is stopping.
+    #[error("the service is stopping")]
+    Stopped,
+}
+
+/// Takes items in and writes them in batches, one batch at a time.
+pub struct Batcher<T, R> {
+    entries: mpsc::UnboundedSender<Entry<T, R>>,
+    /// Bounds what is held in memory, and so the channel: one permit is 1 KiB.
+    room: Arc<Semaphore>,
+}
+
+struct Entry<T, R> {
+    item: T,
+    reply: oneshot::Sender<Result<R, StoreError>>,
+    room: OwnedSemaphorePermit,
+}
+
+impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
+    /// Starts the writer. It ends when the batcher is dropped and everything is written.
+    pub fn start(writer: impl WriteBatch<T, R>, items_max: usize, kib_max: usize) -> Self {
+        let (entries, arriving) = mpsc::unbounded_channel();
+        tokio::spawn(write_all(writer, arriving, items_max));
+        Self { entries, room: Arc::new(Semaphore::new(kib_max)) }
+    }
+
+    /// Writes one item of `bytes` and answers after its commit; refuses at once if there is no room.
+    pub async fn write(&self, item: T, bytes: usize) -> Result<R, BatchError> {
+        let permit = self.room.clone().try_acquire_many_owned(permits(bytes)).map_err(|_| BatchError::Full)?;
+        self.submit(item, permit).await
+    }
+
+    /// As [`Batcher::write`], but waits for room.
+    pub async fn write_when_room(&self, item: T, bytes: usize) -> Result<R, BatchError> {
+        let permit = self.room.clone().acquire_many_owned(permits(bytes)).await.map_err(|_| BatchError::Stopped)?;
+        self.submit(item, permit).await
+    }
+
+    async fn submit(&self, item: T, room: OwnedSemaphorePermit) -> Result<R, BatchError> {
+        let (reply, answer) = oneshot::channel();
+        self.entries.send(Entry { item, reply, room }).map_err(|_| BatchError::Stopped)?;
+        Ok(answer.await.map_err(|_| BatchError::Stopped)??)
+    }
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+async fn write_all<T: Send + Sync, R: Send>(
+    writer: impl WriteBatch<T, R>,
+    mut arriving: mpsc::UnboundedReceiver<Entry<T, R>>,
+    items_max: usize,
+) {
+    let mut entries = Vec::with_capacity(items_max);
+    while arriving.recv_many(&mut entries, items_max).await > 0 {
+        // whoever has stopped waiting was told that nothing was stored, or is gone
+        entries.retain(|entry| !entry.reply.is_closed());
+        let mut items = Vec::with_capacity(entries.len());
+        let mut replies = Vec::with_capacity(entries.len());
+        for Entry { item, reply, room } in entries.drain(..) {
+            items.push(item);
+            replies.push((reply, room));
+        }
+        if items.is_empty() {
+            continue;
+        }
+        let results = write_apart_if_refused(&writer, &items).await;
+        for ((reply, _room), result) in replies.into_iter().zip(results) {
+            // a caller that has gone meanwhile needs no answer
+            let _ = reply.send(result);
+        }
+    }
+}
+
+/// Writes a batch; if the store refuses it, each item alone, so that one bad item spoils no other.
+async fn write_apart_if_refused<T: Sync, R>(writer: &impl WriteBatch<T, R>, items: &[T]) -> Vec<Result<R, StoreError>> {
+    match writer.write(items).await {
+        Ok(results) => results.into_iter().map(Ok).collect(),
+        Err(StoreError::Unexpected(_)) if items.len() > 1 => {
+            let mut results = Vec::with_capacity(items.len());
+            for item in items {
+                let result = writer.write(std::slice::from_ref(item)).await;
+                results.push(result.map(|mut one| one.pop().expect("one answer for one item")));
+            }
+            results
+        }
+        Err(error) => items.iter().map(|_| Err(error.clone())).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Records each batch; waits for a permit before each write; refuses batches with a 13 in them.
+    struct Recorder {
+        batches: Arc<Mutex<Vec<Vec<u32>>>>,
+        gate: Arc<Semaphore>,
+    }
+
+    #[async_trait]
+    impl WriteBatch<u32, u32> for Recorder {
+        async fn write(&self, items: &[u32]) -> Result<Vec<u32>, StoreError> {
+            self.gate.acquire().await.unwrap().forget();
+            self.batches.lock().unwrap().push(items.to_vec());
+            if items.contains(&13) {
+                return Err(StoreError::Unexpected(Arc::new(anyhow::anyhow!("13"))));
+            }
+            Ok(items.iter().map(|item| item * 2).collect())
+        }
+    }
+
+    fn recorder(permits: usize) -> (Recorder, Arc<Mutex<Vec<Vec<u32>>>>, Arc<Semaphore>) {
+        let batches = Arc::new(Mutex::new(vec![]));
+        let gate = Arc::new(Semaphore::new(permits));
+        (Recorder { batches: batches.clone(), gate: gate.clone() }, batches, gate)
+    }
+
+    #[tokio::test]
+    async fn what_arrives_during_a_write_shares_the_next_one() {
+        let (writer, batches, gate) = recorder(0);
+        let batcher = Batcher::start(writer, 100, 100);
+        let first = batcher.write(1, 1);
+        tokio::pin!(first);
+        // the first write is under way once the writer waits at the gate
+        tokio::select! { biased; _ = &mut first => unreachable!("the gate is shut"), () = tokio::task::yield_now() => {} }
+        let others = futures_util::future::join_all([2, 3, 4].map(|item| batcher.write(item, 1)));
+        tokio::pin!(others);
+        tokio::select! { biased; _ = &mut others => unreachable!("the gate is shut"), () = tokio::task::yield_now() => {} }
+        gate.add_permits(2);
+        assert_eq!(first.await.unwrap(), 2);
+        let doubled: Vec<u32> = others.await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(doubled, [4, 6, 8]);
+        assert_eq!(*batches.lock().unwrap(), [vec![1], vec![2, 3, 4]]);
+    }
+
+    #[tokio::test]
+    async fn one_bad_item_spoils_no_other() {
+        let (writer, _, _) = recorder(100);
+        let batcher = Batcher::start(writer, 100, 100);
+        let results = futures_util::future::join_all([1, 13, 2].map(|item| batcher.write(item, 1))).await;
+        assert_eq!(results[0].as_ref().unwrap(), &2);
+        assert!(matches!(results[1], Err(BatchError::Store(StoreError::Unexpected(_)))));
+        assert_eq!(results[2].as_ref().unwrap(), &4);
+    }
+
+    #[tokio::test]
+    async fn a_full_buffer_refuses_and_frees_itself() {
+        let (writer, _, gate) = recorder(0);
+        let batcher = Arc::new(Batcher::start(writer, 100, 2));
+        let filler = tokio::spawn({
+            let batcher = batcher.clone();
+            async move { batcher.write(1, 2048).await }
+        });
+        while batcher.room.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(batcher.write(2, 1).await, Err(BatchError::Full)));
+        gate.add_permits(10);
+        filler.await.unwrap().unwrap();
+        assert_eq!(batcher.write_when_room(2, 1).await.unwrap(), 4);
+    }
+}

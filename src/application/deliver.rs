@@ -1,0 +1,178 @@
+//! One leased delivery: send, judge, settle.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tracing::{debug, error, info, warn};
+
+use super::batching::{BatchError, Batcher, WriteBatch};
+use super::directory::EndpointDirectory;
+use super::ports::{DeliveryQueue, Sender, Settled, StoreError};
+use super::wakeup::Wakeup;
+use crate::domain::attempt::AttemptOutcome;
+use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery};
+use crate::domain::endpoint::Endpoint;
+use crate::domain::retry::{DeadLetterReason, Verdict};
+
+/// The most outcomes that one transaction writes.
+const BATCH_MAX: usize = 500;
+/// Far more than the leases of one process can fill: workers hold theirs until they are settled.
+const BUFFER_KIB_MAX: usize = 1024 * 1024;
+/// Delays between tries to reach a store that is unavailable: the first, and the longest.
+const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Makes attempts.
+pub struct Deliver {
+    directory: Arc<EndpointDirectory>,
+    sender: Arc<dyn Sender>,
+    outcomes: Batcher<FinishedAttempt, Settled>,
+}
+
+impl Deliver {
+    /// Starts the writer of outcomes behind it.
+    pub fn start(
+        directory: Arc<EndpointDirectory>,
+        queue: Arc<dyn DeliveryQueue>,
+        sender: Arc<dyn Sender>,
+        wakeup: Arc<Wakeup>,
+    ) -> Self {
+        let outcomes = Batcher::start(SettleUntilWritten { queue, wakeup }, BATCH_MAX, BUFFER_KIB_MAX);
+        Self { directory, sender, outcomes }
+    }
+
+    /// Makes one attempt and returns once its outcome is written, or the lease is lost.
+    /// A delivery whose last attempt was lost with its worker is not sent: the loss is what is written.
+    pub async fn attempt(&self, delivery: LeasedDelivery) {
+        let Some(endpoint) = self.endpoint_of(&delivery).await else {
+            error!(queue_id = %delivery.queue_id, config_id = %delivery.config_id, "the config of a delivery is missing");
+            return;
+        };
+        let finished = self.send_and_judge(delivery, &endpoint).await;
+        report(&finished);
+        let bytes = finished.outcome.body().map_or(0, str::len) + 256;
+        let (queue_id, config_id, number) = (finished.queue_id, finished.config_id, finished.number);
+        match self.outcomes.write_when_room(finished, bytes).await {
+            Ok(Settled::Written) => {}
+            Ok(Settled::LeaseLost) => {
+                metrics::counter!("webhook_leases_lost_total").increment(1);
+                warn!(%queue_id, %config_id, attempt = number, "the lease was lost before the outcome could be written");
+            }
+            Err(BatchError::Store(cause)) => {
+                let cause = anyhow::Error::new(cause);
+                error!(%queue_id, %config_id, attempt = number, error = format!("{cause:#}"),
+                    "the outcome of an attempt could not be written; it is repeated when the lease ends");
+            }
+            Err(BatchError::Full | BatchError::Stopped) => {
+                warn!(%queue_id, %config_id, attempt = number, "stopped before the outcome of an attempt was written");
+            }
+        }
+    }
+
+    async fn send_and_judge(&self, delivery: LeasedDelivery, endpoint: &Endpoint) -> FinishedAttempt {
+        let (outcome, times) = if let Some(leased_for) = delivery.abandoned_for {
+            (AttemptOutcome::Unknown, AttemptTimes::Lost { found: delivery.claimed_at, leased_for })
+        } else {
+            let started = Instant::now();
+            if delivery.attempt == 0 {
+                let since_due = delivery.waited + (started - delivery.claimed_at);
+                metrics::histogram!("webhook_first_attempt_delay_seconds").record(since_due);
+            }
+            let outcome = self.sender.send(&delivery, endpoint).await;
+            (outcome, AttemptTimes::Measured { started, ended: Instant::now() })
+        };
+        let policy = &endpoint.settings.retry;
+        let verdict = policy.judge(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng());
+        FinishedAttempt {
+            queue_id: delivery.queue_id,
+            lease: delivery.lease,
+            config_id: delivery.config_id,
+            number: delivery.attempt,
+            times,
+            outcome,
+            verdict,
+        }
+    }
+
+    /// The delivery's endpoint, waited for while the store is away.
+    async fn endpoint_of(&self, delivery: &LeasedDelivery) -> Option<Arc<Endpoint>> {
+        let mut backoff = STORE_BACKOFF.0;
+        loop {
+            match self.directory.at(delivery.config_id, delivery.config_revision).await {
+                Ok(endpoint) => return endpoint,
+                Err(cause) => {
+                    debug!(queue_id = %delivery.queue_id, error = %cause, "the config cannot be read yet");
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
+                }
+            }
+        }
+    }
+}
+
+/// Counts an attempt and tells of it. A receiver's failure is not an error of ours.
+fn report(finished: &FinishedAttempt) {
+    let outcome = match (&finished.outcome, finished.verdict) {
+        (_, Verdict::Completed) => "success",
+        (AttemptOutcome::Answered(_), _) => "refused",
+        (AttemptOutcome::Unanswered { .. }, _) => "unanswered",
+        (AttemptOutcome::Unknown, _) => "unknown",
+    };
+    metrics::counter!("webhook_attempts_total", "outcome" => outcome).increment(1);
+    if let Some(duration) = finished.times.duration() {
+        metrics::histogram!("webhook_attempt_duration_seconds").record(duration);
+    }
+    let FinishedAttempt { queue_id, config_id, number: attempt, .. } = finished;
+    let status = finished.outcome.status();
+    let reason = finished.outcome.error().unwrap_or_default();
+    match finished.verdict {
+        Verdict::Completed => debug!(%queue_id, %config_id, attempt, status, "delivered"),
+        Verdict::RetryIn(delay) => {
+            info!(%queue_id, %config_id, attempt, status, reason, retry_in_ms = delay.as_millis(), "attempt failed");
+        }
+        Verdict::DeadLetter(why) => {
+            warn!(%queue_id, %config_id, attempt, status, reason, why = why.as_str(), "delivery failed for good");
+        }
+    }
+}
+
+/// Writes outcomes, however long the store is away: a lease that has not been taken over is still good then.
+struct SettleUntilWritten {
+    queue: Arc<dyn DeliveryQueue>,
+    wakeup: Arc<Wakeup>,
+}
+
+#[async_trait]
+impl WriteBatch<FinishedAttempt, Settled> for SettleUntilWritten {
+    async fn write(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
+        let mut backoff = STORE_BACKOFF.0;
+        let settled = loop {
+            match self.queue.settle(attempts).await {
+                Err(StoreError::Unavailable(cause)) => {
+                    warn!(outcomes = attempts.len(), error = format!("{cause:#}"),
+                        "outcomes cannot be written while the database is away; trying again");
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
+                }
+                result => break result?,
+            }
+        };
+        let mut retries = false;
+        for (attempt, settled) in attempts.iter().zip(&settled) {
+            let status = match attempt.verdict {
+                _ if *settled == Settled::LeaseLost => continue,
+                Verdict::RetryIn(_) => {
+                    retries = true;
+                    continue;
+                }
+                Verdict::Completed => "completed",
+                Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => "failed",
+            };
+            metrics::counter!("webhook_deliveries_total", "status" => status).increment(1);
+        }
+        if retries {
+            self.wakeup.scheduled();
+        }
+        Ok(settled)
+    }
+}

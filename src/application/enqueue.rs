@@ -1,0 +1,161 @@
+//! Accepts events: each becomes a delivery, stored before anyone is told that it was accepted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::batching::{BatchError, Batcher, WriteBatch};
+use super::directory::EndpointDirectory;
+use super::ports::{DeliveryQueue, StoreError, Stored};
+use super::wakeup::Wakeup;
+use crate::domain::delivery::{NewDelivery, QueueId};
+use crate::domain::endpoint::EndpointId;
+use crate::domain::event::Event;
+use crate::domain::invalid::Invalid;
+
+/// The most deliveries that one transaction stores.
+const BATCH_MAX: usize = 500;
+/// The most memory that waiting deliveries may take.
+const BUFFER_KIB_MAX: usize = 16 * 1024;
+/// An endpoint that changes as often as this during one enqueue is not waited for.
+const LOOKS_MAX: usize = 4;
+
+/// What a caller learns of an accepted event.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    /// Names the delivery.
+    pub queue_id: QueueId,
+    /// Whether the same event had been accepted before, as this delivery.
+    pub duplicate: bool,
+    /// The delivery as it was stored; `None` for a duplicate.
+    pub stored: Option<NewDelivery>,
+}
+
+/// Why an event was not accepted.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EnqueueError {
+    /// There is no such endpoint, or it was deleted.
+    #[error("there is no config {0}")]
+    UnknownEndpoint(EndpointId),
+    /// The event cannot be delivered to it.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// More is waiting to be stored than fits.
+    #[error("too many events are waiting to be stored")]
+    Overloaded,
+    /// It could not be stored in time; it may be stored later all the same.
+    #[error("the event could not be stored in time")]
+    TimedOut,
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Accepts events.
+pub struct Enqueue {
+    directory: Arc<EndpointDirectory>,
+    deliveries: Batcher<NewDelivery, Stored>,
+    patience: Duration,
+}
+
+impl Enqueue {
+    /// Starts the writer behind it. An enqueue is given up after `patience`.
+    pub fn start(
+        directory: Arc<EndpointDirectory>,
+        queue: Arc<dyn DeliveryQueue>,
+        wakeup: Arc<Wakeup>,
+        patience: Duration,
+    ) -> Self {
+        let deliveries = Batcher::start(StoreAndWake { queue, wakeup }, BATCH_MAX, BUFFER_KIB_MAX);
+        Self { directory, deliveries, patience }
+    }
+
+    /// Accepts one event; refuses it at once if too many are waiting.
+    pub async fn accept(&self, event: &Event) -> Result<Receipt, EnqueueError> {
+        let deadline = Instant::now() + self.patience;
+        timeout_at(deadline, self.store(event, false)).await.unwrap_or(Err(EnqueueError::TimedOut))
+    }
+
+    /// Accepts one of many events of the same caller, who waits while too many are waiting.
+    pub async fn accept_of_many(&self, event: &Event) -> Result<Receipt, EnqueueError> {
+        self.store(event, true).await
+    }
+
+    /// Stores a delivery as it is: a replay, which repeats an event on purpose.
+    pub async fn accept_replay(&self, delivery: NewDelivery) -> Result<Receipt, EnqueueError> {
+        let deadline = Instant::now() + self.patience;
+        let weight = delivery.weight();
+        let queue_id = delivery.queue_id;
+        let config_id = delivery.config_id;
+        match timeout_at(deadline, self.deliveries.write(delivery.clone(), weight)).await {
+            Err(_) => Err(EnqueueError::TimedOut),
+            Ok(Ok(Stored::New)) => Ok(Receipt { queue_id, duplicate: false, stored: Some(delivery) }),
+            Ok(Ok(Stored::Duplicate(_) | Stored::EndpointChanged)) => Err(EnqueueError::UnknownEndpoint(config_id)),
+            Ok(Err(error)) => Err(error.into()),
+        }
+    }
+
+    async fn store(&self, event: &Event, wait_for_room: bool) -> Result<Receipt, EnqueueError> {
+        let id = event.config_id();
+        let mut endpoint = self.directory.recent(id).await?;
+        for _ in 0..LOOKS_MAX {
+            let known = endpoint.filter(|e| e.deleted_at.is_none()).ok_or(EnqueueError::UnknownEndpoint(id))?;
+            let delivery = match NewDelivery::new(QueueId::new(Uuid::now_v7()), event, &known) {
+                Ok(delivery) => delivery,
+                Err(invalid) => {
+                    // what is remembered may be older than the URL that is missing
+                    endpoint = self.directory.current(id).await?;
+                    match &endpoint {
+                        Some(current) if current.updated_at != known.updated_at => continue,
+                        Some(_) | None => return Err(invalid.into()),
+                    }
+                }
+            };
+            let (queue_id, weight) = (delivery.queue_id, delivery.weight());
+            let written = if wait_for_room {
+                self.deliveries.write_when_room(delivery.clone(), weight).await?
+            } else {
+                self.deliveries.write(delivery.clone(), weight).await?
+            };
+            match written {
+                Stored::New => return Ok(Receipt { queue_id, duplicate: false, stored: Some(delivery) }),
+                Stored::Duplicate(first) => return Ok(Receipt { queue_id: first, duplicate: true, stored: None }),
+                Stored::EndpointChanged => endpoint = self.directory.current(id).await?,
+            }
+        }
+        Err(EnqueueError::Overloaded)
+    }
+}
+
+impl From<BatchError> for EnqueueError {
+    fn from(error: BatchError) -> Self {
+        match error {
+            BatchError::Full | BatchError::Stopped => Self::Overloaded,
+            BatchError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+/// Stores a batch, then wakes a worker.
+struct StoreAndWake {
+    queue: Arc<dyn DeliveryQueue>,
+    wakeup: Arc<Wakeup>,
+}
+
+#[async_trait]
+impl WriteBatch<NewDelivery, Stored> for StoreAndWake {
+    async fn write(&self, deliveries: &[NewDelivery]) -> Result<Vec<Stored>, StoreError> {
+        let stored = self.queue.enqueue(deliveries).await?;
+        let new = stored.iter().filter(|stored| **stored == Stored::New).count();
+        metrics::counter!("webhook_enqueued_total").increment(new as u64);
+        metrics::counter!("webhook_duplicates_total")
+            .increment(stored.iter().filter(|stored| matches!(stored, Stored::Duplicate(_))).count() as u64);
+        if new > 0 {
+            self.wakeup.announce();
+        }
+        Ok(stored)
+    }
+}

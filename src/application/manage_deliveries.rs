@@ -1,0 +1,128 @@
+//! Shows deliveries, and acts on them where someone asks: retry now, cancel, replay.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::directory::EndpointDirectory;
+use super::enqueue::{Enqueue, EnqueueError};
+use super::ports::{DeliveryFilter, DeliveryRecords, Statistics, StatisticsScope, StoreError};
+use super::wakeup::Wakeup;
+use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery, Priority, QueueId};
+use crate::domain::event::EventType;
+
+/// The reason that a cancelled delivery gets.
+const CANCELLED_BY_REQUEST: &str = "cancelled by request";
+
+/// Why a delivery could not be shown or acted on.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// There is no such delivery, or its archive was dropped.
+    #[error("there is no delivery {0}")]
+    Unknown(QueueId),
+    /// It is not in a state in which that can be done.
+    #[error("{0}")]
+    Conflict(String),
+    /// A replay could not be stored.
+    #[error(transparent)]
+    Enqueue(#[from] EnqueueError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Looks after deliveries.
+pub struct ManageDeliveries {
+    records: Arc<dyn DeliveryRecords>,
+    directory: Arc<EndpointDirectory>,
+    enqueue: Arc<Enqueue>,
+    wakeup: Arc<Wakeup>,
+}
+
+impl ManageDeliveries {
+    /// Looks after the deliveries in `records`.
+    pub fn new(
+        records: Arc<dyn DeliveryRecords>,
+        directory: Arc<EndpointDirectory>,
+        enqueue: Arc<Enqueue>,
+        wakeup: Arc<Wakeup>,
+    ) -> Self {
+        Self { records, directory, enqueue, wakeup }
+    }
+
+    /// Shows one with its attempts.
+    pub async fn show(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
+        self.records.find(queue_id).await?.ok_or(DeliveryError::Unknown(queue_id))
+    }
+
+    /// Shows at most `limit`, newest first.
+    pub async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, DeliveryError> {
+        Ok(self.records.list(filter, limit).await?)
+    }
+
+    /// Counts them.
+    pub async fn statistics(&self, scope: &StatisticsScope) -> Result<Statistics, DeliveryError> {
+        Ok(self.records.statistics(scope).await?)
+    }
+
+    /// Makes the next attempt of a waiting delivery due now.
+    pub async fn retry_now(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
+        let made_ready = self.records.make_ready(queue_id).await?;
+        let delivery = self.show(queue_id).await?;
+        if made_ready {
+            self.wakeup.announce();
+            return Ok(delivery);
+        }
+        Err(DeliveryError::Conflict(match delivery.status {
+            DeliveryStatus::Pending => "the delivery is due already".into(),
+            DeliveryStatus::Processing => "the delivery is being attempted".into(),
+            status => format!("the delivery is {status}; replay it to send it again"),
+        }))
+    }
+
+    /// Ends a delivery that is not being attempted.
+    pub async fn cancel(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
+        let cancelled = self.records.cancel(queue_id, CANCELLED_BY_REQUEST).await?;
+        let delivery = self.show(queue_id).await?;
+        if cancelled {
+            return Ok(delivery);
+        }
+        Err(DeliveryError::Conflict(match delivery.status {
+            DeliveryStatus::Pending | DeliveryStatus::Processing => {
+                "the delivery is being attempted; it can be cancelled once that has failed".into()
+            }
+            status => format!("the delivery is {status} already"),
+        }))
+    }
+
+    /// Sends a terminal delivery once more, as a new one: to the same URL, under the endpoint's present limits.
+    pub async fn replay(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
+        let old = self.show(queue_id).await?;
+        if !old.status.is_terminal() {
+            return Err(DeliveryError::Conflict(format!("the delivery is {} and will be attempted anyway", old.status)));
+        }
+        let endpoint = self.directory.current(old.config_id).await?.filter(|endpoint| endpoint.deleted_at.is_none());
+        let Some(endpoint) = endpoint else {
+            return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
+        };
+        let stored = |what: &str| DeliveryError::Conflict(format!("the {what} of the delivery is not one of today's"));
+        let replay = NewDelivery {
+            queue_id: QueueId::new(Uuid::now_v7()),
+            event_type: old.event_type.parse::<EventType>().map_err(|_| stored("event type"))?,
+            event_id: old.event_id,
+            named: false,
+            config_id: old.config_id,
+            config_revision: endpoint.updated_at,
+            webhook_url: old.webhook_url,
+            url_params: old.url_params.get().to_owned(),
+            priority: Priority::parse("priority", old.priority.into()).map_err(|_| stored("priority"))?,
+            max_retries: endpoint.settings.retry.max_retries(),
+            scheduled_at: None,
+            correlation_id: old.correlation_id,
+            traceparent: old.traceparent,
+            replay_of: Some(queue_id),
+        };
+        let receipt = self.enqueue.accept_replay(replay).await?;
+        self.show(receipt.queue_id).await
+    }
+}

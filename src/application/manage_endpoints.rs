@@ -1,0 +1,102 @@
+//! Registers, shows, changes and deletes endpoints.
+
+use std::sync::Arc;
+
+use super::directory::EndpointDirectory;
+use super::ports::{EndpointStore, StoreError};
+use super::wakeup::Wakeup;
+use crate::domain::address::AddressPolicy;
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts, EndpointSettings};
+use crate::domain::invalid::{Faults, Invalid};
+
+/// A change is given up after losing this many races against others.
+const RACES_MAX: usize = 5;
+
+/// Why an endpoint could not be registered, shown, changed or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// There is no such endpoint, or it was deleted.
+    #[error("there is no config {0}")]
+    Unknown(EndpointId),
+    /// The settings cannot be accepted.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Others changed it again and again meanwhile.
+    #[error("config {0} is being changed by others")]
+    Contended(EndpointId),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Looks after endpoints.
+pub struct ManageEndpoints {
+    store: Arc<dyn EndpointStore>,
+    directory: Arc<EndpointDirectory>,
+    addresses: AddressPolicy,
+    wakeup: Arc<Wakeup>,
+}
+
+impl ManageEndpoints {
+    /// Looks after the endpoints in `store`.
+    pub fn new(
+        store: Arc<dyn EndpointStore>,
+        directory: Arc<EndpointDirectory>,
+        addresses: AddressPolicy,
+        wakeup: Arc<Wakeup>,
+    ) -> Self {
+        Self { store, directory, addresses, wakeup }
+    }
+
+    /// Registers a new one.
+    pub async fn register(&self, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
+        let settings = EndpointSettings::parse(parts)?;
+        self.check_addresses(&settings)?;
+        Ok(self.store.register(&settings).await?)
+    }
+
+    /// Shows one.
+    pub async fn show(&self, id: EndpointId) -> Result<Endpoint, EndpointError> {
+        let endpoint = self.store.find(id).await?;
+        endpoint.filter(|endpoint| endpoint.deleted_at.is_none()).ok_or(EndpointError::Unknown(id))
+    }
+
+    /// Shows at most `limit`, by id, after `after`.
+    pub async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, EndpointError> {
+        Ok(self.store.list(after, limit).await?)
+    }
+
+    /// Changes what `parts` names. Deliveries already accepted keep their URL.
+    pub async fn change(&self, id: EndpointId, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
+        for _ in 0..RACES_MAX {
+            let current = self.show(id).await?;
+            let settings = current.settings.changed(parts.clone())?;
+            self.check_addresses(&settings)?;
+            if let Some(changed) = self.store.change(id, current.updated_at, &settings).await? {
+                self.directory.current(id).await?;
+                // deliveries may have waited for it to be enabled
+                self.wakeup.announce();
+                return Ok(changed);
+            }
+        }
+        Err(EndpointError::Contended(id))
+    }
+
+    /// Deletes one. Its open deliveries are cancelled soon after, by any process.
+    pub async fn delete(&self, id: EndpointId) -> Result<(), EndpointError> {
+        let deleted = self.store.delete(id).await?;
+        self.directory.current(id).await?;
+        if deleted { Ok(()) } else { Err(EndpointError::Unknown(id)) }
+    }
+
+    /// Refuses addresses that nothing would be sent to; names are checked at each attempt.
+    fn check_addresses(&self, settings: &EndpointSettings) -> Result<(), Invalid> {
+        let mut faults = Faults::default();
+        for (field, url) in [("postback_url", &settings.postback_url), ("chargeback_url", &settings.chargeback_url)] {
+            if let Some(Err(forbidden)) = url.as_ref().map(|url| self.addresses.check_literal(url.url())) {
+                faults.push(field, forbidden.to_string());
+            }
+        }
+        faults.into_result()
+    }
+}

@@ -1,0 +1,73 @@
+//! What must be done from time to time. Every process does it; the store sees to it that no work is done twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::ports::{StoreError, Upkeep};
+
+/// How often terminal deliveries are counted, and orphans looked for.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
+/// How often archives are made ahead, indexed and dropped.
+const ARCHIVES_EVERY: Duration = Duration::from_hours(1);
+/// How soon that is tried again where it failed: it gives up rather than wait for a lock.
+const ARCHIVES_AGAIN: Duration = Duration::from_secs(30);
+
+/// Does it until `stop`.
+pub async fn run(upkeep: Arc<dyn Upkeep>, retention: Duration, stop: CancellationToken) {
+    let mut archives_due = Instant::now();
+    loop {
+        let now = Instant::now();
+        if now >= archives_due {
+            archives_due = now + if look_after_archives(&*upkeep, retention).await { ARCHIVES_EVERY } else { ARCHIVES_AGAIN };
+        }
+        count_and_clear(&*upkeep).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep_until(now + COUNT_EVERY) => {}
+        }
+    }
+}
+
+/// Makes archives ahead, indexes closed ones, drops old ones. Answers whether all of it worked.
+async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
+    let steps = [
+        ("archives made ahead", upkeep.ensure_archives().await),
+        ("closed archives indexed", upkeep.index_closed_archives().await),
+        ("archives dropped", upkeep.drop_archives(retention).await),
+        ("events forgotten", upkeep.forget_events(retention).await),
+        ("statistics merged", upkeep.coarsen_statistics().await),
+    ];
+    let mut all_well = true;
+    for (step, result) in steps {
+        match result {
+            Ok(0) => {}
+            Ok(count) => info!(count, "{step}"),
+            Err(cause) => {
+                all_well = false;
+                tell(step, cause);
+            }
+        }
+    }
+    all_well
+}
+
+async fn count_and_clear(upkeep: &dyn Upkeep) {
+    match upkeep.count_statistics().await {
+        Ok(counted) => debug!(counted, "terminal deliveries counted"),
+        Err(cause) => tell("counting terminal deliveries", cause),
+    }
+    match upkeep.cancel_orphans().await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "open deliveries of deleted configs cancelled"),
+        Err(cause) => tell("cancelling deliveries of deleted configs", cause),
+    }
+}
+
+fn tell(step: &str, cause: StoreError) {
+    let cause = anyhow::Error::new(cause);
+    warn!(step, error = format!("{cause:#}"), "upkeep failed; it is tried again");
+}

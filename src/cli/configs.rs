@@ -1,0 +1,157 @@
+//! `webhook-processor configs`: the same as `/api/webhooks`.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use super::output::{fields_table, plain, print_json, table};
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
+use crate::infrastructure::http::view::ConfigView;
+use crate::infrastructure::service::Application;
+
+/// How many configs are read at a time.
+const PAGE: usize = 200;
+
+#[derive(Subcommand)]
+pub enum ConfigsCommand {
+    /// Register a config.
+    Register(ConfigArgs),
+    /// List all configs.
+    List,
+    /// Show one.
+    Show {
+        /// Its id.
+        id: i64,
+    },
+    /// Change what is given; the rest stays.
+    Change {
+        /// Its id.
+        id: i64,
+        #[command(flatten)]
+        change: ConfigArgs,
+    },
+    /// Let its deliveries be attempted.
+    Enable {
+        /// Its id.
+        id: i64,
+    },
+    /// Let its deliveries wait.
+    Disable {
+        /// Its id.
+        id: i64,
+    },
+    /// Delete it: nothing is accepted for it any more, and its open deliveries are cancelled by a running process.
+    Delete {
+        /// Its id.
+        id: i64,
+    },
+}
+
+#[derive(Args)]
+pub struct ConfigArgs {
+    /// For people.
+    #[arg(long)]
+    name: Option<String>,
+    /// Where +credit events go; empty removes it.
+    #[arg(long, value_name = "URL")]
+    postback_url: Option<String>,
+    /// Where -debit events go; empty removes it.
+    #[arg(long, value_name = "URL")]
+    chargeback_url: Option<String>,
+    /// A request header to add; may be repeated. All that were there are replaced.
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// Limit of one attempt, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    timeout_ms: Option<i64>,
+    /// Attempts after the first: 0 to 6.
+    #[arg(long, value_name = "N")]
+    max_retries: Option<i64>,
+    /// Delay before the first retry, in milliseconds; doubled for each one after.
+    #[arg(long, value_name = "MS")]
+    retry_base_ms: Option<i64>,
+    /// Upper bound of that delay, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    retry_cap_ms: Option<i64>,
+    /// Share by which a delay may be longer or shorter: 0 to below 1.
+    #[arg(long, value_name = "SHARE")]
+    retry_jitter: Option<f64>,
+    /// For events that name none: 0 (critical) to 3 (low).
+    #[arg(long, value_name = "N")]
+    priority: Option<i64>,
+}
+
+impl ConfigArgs {
+    fn into_parts(self) -> anyhow::Result<EndpointParts> {
+        let headers = self.headers.iter().map(|header| {
+            let (name, value) = header.split_once(':').context("--header must be written as 'Name: value'")?;
+            anyhow::Ok((name.trim().to_owned(), value.trim().to_owned()))
+        });
+        let headers = headers.collect::<anyhow::Result<BTreeMap<_, _>>>()?;
+        let url = |url: Option<String>| url.map(|url| (!url.is_empty()).then_some(url));
+        Ok(EndpointParts {
+            name: self.name,
+            postback_url: url(self.postback_url),
+            chargeback_url: url(self.chargeback_url),
+            headers: (!headers.is_empty()).then_some(headers),
+            timeout_ms: self.timeout_ms,
+            max_retries: self.max_retries,
+            retry_base_ms: self.retry_base_ms,
+            retry_cap_ms: self.retry_cap_ms,
+            retry_jitter: self.retry_jitter,
+            priority: self.priority,
+            enabled: None,
+        })
+    }
+}
+
+pub async fn run(command: ConfigsCommand, application: &Application, json: bool) -> anyhow::Result<()> {
+    let endpoints = &application.api.endpoints;
+    let id = |number| EndpointId::parse("id", number);
+    let enabled = |enabled| EndpointParts { enabled: Some(enabled), ..EndpointParts::default() };
+    let endpoint = match command {
+        ConfigsCommand::List => return list(application, json).await,
+        ConfigsCommand::Delete { id: number } => {
+            endpoints.delete(id(number)?).await?;
+            println!("config {number} is deleted");
+            return Ok(());
+        }
+        ConfigsCommand::Register(args) => endpoints.register(args.into_parts()?).await?,
+        ConfigsCommand::Show { id: number } => endpoints.show(id(number)?).await?,
+        ConfigsCommand::Change { id: number, change } => endpoints.change(id(number)?, change.into_parts()?).await?,
+        ConfigsCommand::Enable { id: number } => endpoints.change(id(number)?, enabled(true)).await?,
+        ConfigsCommand::Disable { id: number } => endpoints.change(id(number)?, enabled(false)).await?,
+    };
+    let view = ConfigView::from(endpoint);
+    if json {
+        return print_json(&view);
+    }
+    println!("{}", fields_table(&view)?);
+    Ok(())
+}
+
+async fn list(application: &Application, json: bool) -> anyhow::Result<()> {
+    let mut views: Vec<ConfigView> = Vec::new();
+    let mut after = None;
+    loop {
+        let page: Vec<Endpoint> = application.api.endpoints.list(after, PAGE).await?;
+        let ended = page.len() < PAGE;
+        after = page.last().map(|last| last.id).or(after);
+        views.extend(page.into_iter().map(ConfigView::from));
+        if ended {
+            break;
+        }
+    }
+    if json {
+        return print_json(&views);
+    }
+    let columns = ["id", "name", "postback_url", "chargeback_url", "max_retries", "priority", "enabled"];
+    let mut rows = table(&columns);
+    for view in &views {
+        let view = serde_json::to_value(view)?;
+        rows.add_row(columns.map(|column| plain(&view[column])));
+    }
+    println!("{rows}");
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! The command line: what can be asked, and which part of the program does it.
+
+mod bench;
+mod configs;
+mod deliveries;
+mod output;
+mod receiver;
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+
+use crate::infrastructure::service::{self, Application, ReadyDatabase, Role};
+use crate::infrastructure::settings::{SETTINGS, Settings};
+use crate::infrastructure::shutdown::stop_on_signal;
+use crate::infrastructure::telemetry;
+
+/// The webhook engine that teams trust with money, on the PostgreSQL that they already run.
+///
+/// Events come in over HTTP or from the command line; each is stored before it is acknowledged, delivered by workers
+/// with retries, and every attempt is recorded for audit by SQL. Without DATABASE_URL a private PostgreSQL is started
+/// from the binaries on this machine, in .data/postgres.
+#[derive(Parser)]
+#[command(version, about, after_long_help = settings_help(), arg_required_else_help = true)]
+pub struct Cli {
+    /// Print JSON instead of tables, for other programs.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the API and the workers.
+    Serve,
+    /// Run the API alone.
+    Api,
+    /// Run workers alone; LISTEN_ADDR then serves only health and metrics.
+    Worker,
+    /// Bring the database's schema up to date.
+    Migrate,
+    /// Accept one event, or a file of them.
+    Enqueue(deliveries::EnqueueArgs),
+    /// Count deliveries and attempts.
+    Stats(deliveries::StatsArgs),
+    /// Show a delivery with its attempts.
+    Show(deliveries::ShowArgs),
+    /// Send terminal deliveries again, as new ones that refer to them.
+    Replay(deliveries::ReplayArgs),
+    /// Look after configs: where deliveries go, and how.
+    #[command(subcommand)]
+    Configs(configs::ConfigsCommand),
+    /// Run a local test receiver that counts and prints what arrives.
+    Receiver(receiver::ReceiverArgs),
+    /// Measure this machine: sender, queue, and both together. Uses a PostgreSQL of its own.
+    Bench(bench::BenchArgs),
+    /// Ask a running process for /health/live; exits 0 if it answers.
+    #[command(hide = true)]
+    Health,
+}
+
+/// The settings, below `--help`.
+fn settings_help() -> String {
+    let mut help = String::from("Settings, from the environment, then .env, then these defaults:\n");
+    for setting in &SETTINGS {
+        let default = if setting.default.is_empty() { "unset" } else { setting.default };
+        help.push_str(&format!("  {} [{default}]\n          {}\n", setting.name, setting.meaning));
+    }
+    help
+}
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let ended = runtime.block_on(dispatch(cli));
+    // a look-up of a name, say, may still occupy a thread; nobody waits for it any more
+    runtime.shutdown_background();
+    ended
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let json = cli.json;
+    match cli.command {
+        Command::Receiver(args) => receiver::run(args, json).await,
+        command => with_settings(command, json).await,
+    }
+}
+
+async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
+    let settings = Settings::load()?;
+    // a command for people says on standard output what it did; its log tells only of trouble
+    let is_service = matches!(command, Command::Serve | Command::Api | Command::Worker);
+    let level = if is_service || std::env::var_os("LOG_LEVEL").is_some() { settings.log_level.as_str() } else { "warn" };
+    telemetry::log_to_stderr(level, settings.log_format)?;
+    let stop = stop_on_signal()?;
+    let role = match command {
+        Command::Serve => Role::Serve,
+        Command::Api => Role::Api,
+        Command::Worker => Role::Worker,
+        Command::Health => return health(&settings).await,
+        Command::Bench(args) => return bench::run(args, &settings, json).await,
+        command => return with_database(command, &settings, json, stop).await,
+    };
+    service::run(&settings, role, telemetry::record_metrics()?, stop).await
+}
+
+/// Runs a command that works on the database directly, and stops where it is asked to.
+async fn with_database(command: Command, settings: &Settings, json: bool, stop: CancellationToken) -> anyhow::Result<()> {
+    let ready = ReadyDatabase::prepare(settings, &stop).await?;
+    let application = Application::new(&ready.database, settings);
+    let work = async {
+        match command {
+            Command::Migrate => {
+                println!("the schema is up to date");
+                Ok(())
+            }
+            Command::Enqueue(args) => deliveries::enqueue(args, &application, &ready.database, json).await,
+            Command::Stats(args) => deliveries::stats(&args, &application, json).await,
+            Command::Show(args) => deliveries::show(&args, &application, json).await,
+            Command::Replay(args) => deliveries::replay(args, &application, json).await,
+            Command::Configs(command) => configs::run(command, &application, json).await,
+            Command::Serve | Command::Api | Command::Worker | Command::Receiver(_) | Command::Bench(_) | Command::Health => {
+                unreachable!("dispatched before")
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = work => ended,
+        () = stop.cancelled() => bail!("stopped"),
+    };
+    ready.close().await;
+    ended
+}
+
+async fn health(settings: &Settings) -> anyhow::Result<()> {
+    let mut address = settings.listen_addr;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(3)).build()?;
+    let answer = client.get(format!("http://{address}/health/live")).send().await.context("no answer")?;
+    answer.error_for_status().context("not live")?;
+    Ok(())
+}

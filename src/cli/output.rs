@@ -1,0 +1,59 @@
+//! Tables for people, JSON for programs, progress for the patient.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{ContentArrangement, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+/// Prints a value as one JSON document.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// An empty table with these headings.
+pub fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(headings);
+    table
+}
+
+/// A table of names and values, from the fields of an object.
+pub fn fields_table(value: &impl Serialize) -> anyhow::Result<Table> {
+    let mut fields = table(&["field", "value"]);
+    if let serde_json::Value::Object(object) = serde_json::to_value(value)? {
+        for (name, value) in object {
+            fields.add_row([name, plain(&value)]);
+        }
+    }
+    Ok(fields)
+}
+
+/// A JSON value as people write it.
+pub fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A progress bar on standard error where that is a terminal; without a `total`, a count.
+pub fn progress(total: Option<u64>, what: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match total {
+        Some(total) => (ProgressBar::new(total), "{bar:30} {pos}/{len} {msg} {per_sec} {eta}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {pos} {msg} {per_sec} {elapsed}"),
+    };
+    bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
+    bar.set_message(what);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

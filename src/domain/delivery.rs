@@ -1,0 +1,393 @@
+//! Deliveries: one event owed to one endpoint each, the leases on them, and what may become of them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::attempt::{Attempt, AttemptOutcome};
+use super::endpoint::{Endpoint, EndpointId};
+use super::event::{Event, EventType};
+use super::invalid::Invalid;
+use super::postback_url;
+use super::retry::Verdict;
+
+/// Names a delivery: a UUIDv7, so ids sort by the time of acceptance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueId(Uuid);
+
+impl QueueId {
+    /// A fresh one.
+    pub fn new(uuid_v7: Uuid) -> Self {
+        Self(uuid_v7)
+    }
+
+    /// As it is stored.
+    pub fn get(self) -> Uuid {
+        self.0
+    }
+}
+
+impl fmt::Display for QueueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for QueueId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Uuid::try_parse(text).map(Self).map_err(|_| Invalid::field("queue_id", "must be a UUID"))
+    }
+}
+
+/// Which deliveries go first: 0 (critical) to 3 (low).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Priority(u8);
+
+impl Priority {
+    /// The lowest.
+    pub const LOW: Self = Self(3);
+
+    /// Accepts 0 to 3.
+    pub fn parse(field: &str, number: i64) -> Result<Self, Invalid> {
+        match u8::try_from(number) {
+            Ok(level) if level <= Self::LOW.0 => Ok(Self(level)),
+            _ => Err(Invalid::field(field, "must be from 0 (critical) to 3 (low)")),
+        }
+    }
+
+    /// As it is stored.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Priority {
+    /// 2, normal.
+    fn default() -> Self {
+        Self(2)
+    }
+}
+
+/// Where a delivery is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryStatus {
+    /// It waits for a worker, or for its time.
+    Pending,
+    /// A worker holds a lease on it.
+    Processing,
+    /// The receiver has it.
+    Completed,
+    /// A dead letter.
+    Failed,
+    /// Ended on request.
+    Cancelled,
+}
+
+impl DeliveryStatus {
+    /// All, in the order of a delivery's life.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Processing, Self::Completed, Self::Failed, Self::Cancelled];
+
+    /// As it is spelled in the API and stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing will attempt the delivery again.
+    pub fn is_terminal(self) -> bool {
+        match self {
+            Self::Pending | Self::Processing => false,
+            Self::Completed | Self::Failed | Self::Cancelled => true,
+        }
+    }
+
+    /// Whether a delivery may go from this status to `next`. The constraints of `webhook_queue` agree.
+    pub fn may_become(self, next: Self) -> bool {
+        match self {
+            Self::Pending => matches!(next, Self::Processing | Self::Cancelled),
+            Self::Processing => matches!(next, Self::Pending | Self::Completed | Self::Failed),
+            Self::Completed | Self::Failed | Self::Cancelled => false,
+        }
+    }
+}
+
+impl fmt::Display for DeliveryStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for DeliveryStatus {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
+            Invalid::field("status", "must be pending, processing, completed, failed or cancelled")
+        })
+    }
+}
+
+/// A delivery that is about to be accepted.
+#[derive(Debug, Clone)]
+pub struct NewDelivery {
+    /// Names it.
+    pub queue_id: QueueId,
+    /// What happened.
+    pub event_type: EventType,
+    /// The event's name: the caller's, or the queue id.
+    pub event_id: String,
+    /// Whether the caller named the event, so that it is accepted once.
+    pub named: bool,
+    /// The endpoint.
+    pub config_id: EndpointId,
+    /// The revision of the endpoint that the URL was built from.
+    pub config_revision: DateTime<Utc>,
+    /// The complete URL.
+    pub webhook_url: String,
+    /// The parameters as JSON, in the order given.
+    pub url_params: String,
+    /// Which go first.
+    pub priority: Priority,
+    /// Attempts after the first.
+    pub max_retries: u8,
+    /// Not before this time.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// The caller's id for what led to it.
+    pub correlation_id: Option<String>,
+    /// The trace that it belongs to.
+    pub traceparent: Option<String>,
+    /// The terminal delivery that it repeats.
+    pub replay_of: Option<QueueId>,
+}
+
+impl NewDelivery {
+    /// What `event` owes to `endpoint`. Fails if the endpoint lacks the URL that the event needs.
+    pub fn new(queue_id: QueueId, event: &Event, endpoint: &Endpoint) -> Result<Self, Invalid> {
+        let base = endpoint.url_for(event.event_type())?;
+        Ok(Self {
+            queue_id,
+            event_type: event.event_type(),
+            event_id: event.event_id().map_or_else(|| queue_id.to_string(), str::to_owned),
+            named: event.event_id().is_some(),
+            config_id: endpoint.id,
+            config_revision: endpoint.updated_at,
+            webhook_url: postback_url::build(base, event.url_params())?,
+            url_params: serde_json::to_string(event.url_params()).expect("names are strings and values are JSON"),
+            priority: event.priority().unwrap_or(endpoint.settings.priority),
+            max_retries: endpoint.settings.retry.max_retries(),
+            scheduled_at: event.scheduled_at(),
+            correlation_id: event.correlation_id().map(str::to_owned),
+            traceparent: event.traceparent().map(str::to_owned),
+            replay_of: None,
+        })
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>() + self.webhook_url.len() + self.url_params.len() + self.event_id.len()
+    }
+}
+
+/// A worker's time-limited right to attempt a delivery. Whoever settles must name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Who holds it.
+    pub worker_id: WorkerId,
+    /// When it was taken, by the database's clock.
+    pub locked_at: DateTime<Utc>,
+}
+
+/// Names a worker: `host:pid:random:n`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkerId(std::sync::Arc<str>);
+
+impl WorkerId {
+    /// A name that no other worker has.
+    pub fn new(host: &str, pid: u32, random: u32, number: usize) -> Self {
+        Self(format!("{host}:{pid}:{random:08x}:{number}").into())
+    }
+
+    /// As it is stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A delivery under a lease.
+#[derive(Debug, Clone)]
+pub struct LeasedDelivery {
+    /// Names it.
+    pub queue_id: QueueId,
+    /// The right to attempt it.
+    pub lease: Lease,
+    /// The endpoint.
+    pub config_id: EndpointId,
+    /// The endpoint's revision when the lease was taken.
+    pub config_revision: DateTime<Utc>,
+    /// What happened.
+    pub event_type: EventType,
+    /// The event's name.
+    pub event_id: String,
+    /// What to request.
+    pub webhook_url: String,
+    /// The caller's id for what led to it.
+    pub correlation_id: Option<String>,
+    /// The trace that it belongs to.
+    pub traceparent: Option<String>,
+    /// The number of this attempt; 0 is the first.
+    pub attempt: u8,
+    /// Attempts after the first.
+    pub max_retries: u8,
+    /// Set if the worker before never told how this very attempt ended: how long ago that lease was taken.
+    pub abandoned_for: Option<Duration>,
+    /// How long it had been due when the lease was taken.
+    pub waited: Duration,
+    /// When the lease was taken, by this process's monotonic clock.
+    pub claimed_at: Instant,
+}
+
+/// An attempt that ended, with its verdict: what a settle writes.
+#[derive(Debug, Clone)]
+pub struct FinishedAttempt {
+    /// The delivery.
+    pub queue_id: QueueId,
+    /// The lease that it was made under.
+    pub lease: Lease,
+    /// The endpoint.
+    pub config_id: EndpointId,
+    /// 0 is the first.
+    pub number: u8,
+    /// When it began and ended.
+    pub times: AttemptTimes,
+    /// How it ended.
+    pub outcome: AttemptOutcome,
+    /// What that means.
+    pub verdict: Verdict,
+}
+
+/// When an attempt was made, by this process's monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub enum AttemptTimes {
+    /// It was made here.
+    Measured {
+        /// Before connect.
+        started: Instant,
+        /// After the end of the body.
+        ended: Instant,
+    },
+    /// It was made, or not, by a worker that was lost.
+    Lost {
+        /// When the loss was found.
+        found: Instant,
+        /// How long before that the lease was taken.
+        leased_for: Duration,
+    },
+}
+
+impl AttemptTimes {
+    /// How long before `now` it began.
+    pub fn age(&self, now: Instant) -> Duration {
+        match *self {
+            Self::Measured { started, .. } => now - started,
+            Self::Lost { found, leased_for } => (now - found) + leased_for,
+        }
+    }
+
+    /// From its beginning to its end.
+    pub fn length(&self) -> Duration {
+        match *self {
+            Self::Measured { started, ended } => ended - started,
+            Self::Lost { leased_for, .. } => leased_for,
+        }
+    }
+
+    /// What the request took; unknown where the worker was lost.
+    pub fn duration(&self) -> Option<Duration> {
+        match self {
+            Self::Measured { .. } => Some(self.length()),
+            Self::Lost { .. } => None,
+        }
+    }
+}
+
+/// A delivery as the audit shows it.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Names it.
+    pub queue_id: QueueId,
+    /// What happened.
+    pub event_type: String,
+    /// The event's name.
+    pub event_id: String,
+    /// The endpoint.
+    pub config_id: EndpointId,
+    /// The complete URL.
+    pub webhook_url: String,
+    /// The parameters as they were given.
+    pub url_params: Box<serde_json::value::RawValue>,
+    /// Where it is in its life.
+    pub status: DeliveryStatus,
+    /// Why it failed or was cancelled.
+    pub status_reason: Option<String>,
+    /// 0 (critical) to 3 (low).
+    pub priority: i16,
+    /// Number of the attempt that is next, under way, or was the last.
+    pub retry_count: i16,
+    /// Attempts after the first.
+    pub max_retries: i16,
+    /// When the next attempt is due; `None` once it is terminal.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// The caller's id for what led to it.
+    pub correlation_id: Option<String>,
+    /// The trace that it belongs to.
+    pub traceparent: Option<String>,
+    /// The terminal delivery that it repeats.
+    pub replay_of: Option<QueueId>,
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+    /// When it became terminal.
+    pub completed_at: Option<DateTime<Utc>>,
+    /// Its attempts, in order.
+    pub attempts: Vec<Attempt>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminal_deliveries_stay_as_they_are() {
+        for from in DeliveryStatus::ALL {
+            for to in DeliveryStatus::ALL {
+                assert!(!(from.is_terminal() && from.may_become(to)), "{from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_delivery_is_attempted_before_it_completes_or_fails() {
+        let may = |from: DeliveryStatus, to| from.may_become(to);
+        assert!(!may(DeliveryStatus::Pending, DeliveryStatus::Completed));
+        assert!(!may(DeliveryStatus::Pending, DeliveryStatus::Failed));
+        assert!(may(DeliveryStatus::Processing, DeliveryStatus::Completed));
+        assert!(may(DeliveryStatus::Processing, DeliveryStatus::Pending));
+    }
+
+    #[test]
+    fn statuses_are_read_as_they_are_written() {
+        for status in DeliveryStatus::ALL {
+            assert_eq!(status.as_str().parse(), Ok(status));
+        }
+        assert!("done".parse::<DeliveryStatus>().is_err());
+    }
+}

@@ -1,0 +1,204 @@
+//! Events: facts that other systems must be told of.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+
+use super::delivery::Priority;
+use super::endpoint::EndpointId;
+use super::invalid::{Faults, Invalid, bounded_text};
+use super::url_params::UrlParams;
+
+/// The longest event id and correlation id, in characters.
+pub const ID_CHARS_MAX: usize = 255;
+
+/// What happened, and so which URL of the endpoint is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EventType {
+    /// `+credit`: a user was credited. Delivered as a GET postback.
+    Credit,
+    /// `-debit`: a user was charged back. Delivered as a GET chargeback.
+    Debit,
+}
+
+impl EventType {
+    /// As it is written in the API and stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Credit => "+credit",
+            Self::Debit => "-debit",
+        }
+    }
+}
+
+impl fmt::Display for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for EventType {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "+credit" => Ok(Self::Credit),
+            "-debit" => Ok(Self::Debit),
+            _ => Err(Invalid::field("event_type", "must be \"+credit\" or \"-debit\"")),
+        }
+    }
+}
+
+/// What a caller hands in: an event, and the endpoint that it is owed to.
+#[derive(Debug, Clone)]
+pub struct Event {
+    event_type: EventType,
+    event_id: Option<String>,
+    config_id: EndpointId,
+    url_params: UrlParams,
+    priority: Option<Priority>,
+    scheduled_at: Option<DateTime<Utc>>,
+    correlation_id: Option<String>,
+    traceparent: Option<String>,
+}
+
+/// The parts of an event as they came in, unchecked.
+#[derive(Debug, Clone, Default)]
+pub struct EventParts {
+    /// `+credit` or `-debit`.
+    pub event_type: String,
+    /// The caller's name for the event; with one, the same event is accepted once.
+    pub event_id: Option<String>,
+    /// The endpoint.
+    pub config_id: i64,
+    /// The query parameters, in order.
+    pub url_params: UrlParams,
+    /// 0 (critical) to 3 (low); the endpoint's where there is none.
+    pub priority: Option<i64>,
+    /// Not before this time.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// The caller's own id for what led to the event.
+    pub correlation_id: Option<String>,
+    /// W3C trace context; one that is malformed is dropped, as the standard asks.
+    pub traceparent: Option<String>,
+}
+
+impl Event {
+    /// Checks all parts and reports all faults at once.
+    pub fn parse(parts: EventParts) -> Result<Self, Invalid> {
+        let mut faults = Faults::default();
+        let event_type = faults.note(parts.event_type.parse::<EventType>());
+        for (field, text) in [("event_id", &parts.event_id), ("correlation_id", &parts.correlation_id)] {
+            if let Some(text) = text {
+                faults.note(bounded_text(field, text, ID_CHARS_MAX));
+            }
+        }
+        let config_id = faults.note(EndpointId::parse("config_id", parts.config_id));
+        let priority = parts.priority.and_then(|number| faults.note(Priority::parse("priority", number)));
+        faults.note(parts.url_params.check());
+        faults.into_result()?;
+        Ok(Self {
+            event_type: event_type.expect("a fault would have been noted"),
+            event_id: parts.event_id,
+            config_id: config_id.expect("a fault would have been noted"),
+            url_params: parts.url_params,
+            priority,
+            scheduled_at: parts.scheduled_at,
+            correlation_id: parts.correlation_id,
+            traceparent: parts.traceparent.filter(|text| is_traceparent(text)),
+        })
+    }
+
+    /// What happened.
+    pub fn event_type(&self) -> EventType {
+        self.event_type
+    }
+
+    /// The caller's name for it, if any.
+    pub fn event_id(&self) -> Option<&str> {
+        self.event_id.as_deref()
+    }
+
+    /// The endpoint that it is owed to.
+    pub fn config_id(&self) -> EndpointId {
+        self.config_id
+    }
+
+    /// The query parameters, in order.
+    pub fn url_params(&self) -> &UrlParams {
+        &self.url_params
+    }
+
+    /// The priority that the caller asked for, if any.
+    pub fn priority(&self) -> Option<Priority> {
+        self.priority
+    }
+
+    /// The time before which it must not be delivered, if any.
+    pub fn scheduled_at(&self) -> Option<DateTime<Utc>> {
+        self.scheduled_at
+    }
+
+    /// The caller's id for what led to it, if any.
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.correlation_id.as_deref()
+    }
+
+    /// The trace that it belongs to, if any.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.traceparent.as_deref()
+    }
+}
+
+/// Whether this is a `traceparent` of version 00: `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero (W3C Trace Context).
+fn is_traceparent(text: &str) -> bool {
+    let lower_hex = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let parts: Vec<&str> = text.split('-').collect();
+    matches!(parts[..], ["00", trace, span, flags]
+        if lower_hex(trace, 32) && lower_hex(span, 16) && lower_hex(flags, 2)
+            && trace.bytes().any(|b| b != b'0') && span.bytes().any(|b| b != b'0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts() -> EventParts {
+        EventParts { event_type: "+credit".into(), config_id: 1, ..EventParts::default() }
+    }
+
+    #[test]
+    fn an_event_needs_only_a_type_and_an_endpoint() {
+        let event = Event::parse(parts()).unwrap();
+        assert_eq!(event.event_type(), EventType::Credit);
+        assert_eq!(event.event_id(), None);
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let wrong = EventParts {
+            event_type: "credit".into(),
+            event_id: Some("a\0b".into()),
+            correlation_id: Some("x".repeat(256)),
+            config_id: 0,
+            priority: Some(4),
+            ..EventParts::default()
+        };
+        let invalid = Event::parse(wrong).unwrap_err();
+        let fields: Vec<_> = invalid.errors().iter().map(|e| e.field.as_str()).collect();
+        assert_eq!(fields, ["event_type", "event_id", "correlation_id", "config_id", "priority"]);
+    }
+
+    #[test]
+    fn a_malformed_traceparent_is_dropped_and_a_good_one_kept() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let zero = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+        for (given, kept) in [(good, Some(good)), (zero, None), ("00-xyz", None), ("", None)] {
+            let event = Event::parse(EventParts { traceparent: Some(given.into()), ..parts() }).unwrap();
+            assert_eq!(event.traceparent(), kept, "{given}");
+        }
+    }
+}

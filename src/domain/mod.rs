@@ -1,0 +1,14 @@
+//! What is true whatever the database and the network: events, endpoints, deliveries, attempts, and the rules on them.
+//!
+//! Nothing here does I/O, reads a clock or draws random numbers by itself; what a rule needs of them is passed in.
+
+pub mod address;
+pub mod attempt;
+pub mod delivery;
+pub mod endpoint;
+pub mod event;
+pub mod invalid;
+pub mod postback_url;
+pub mod retry;
+pub mod statistics;
+pub mod url_params;

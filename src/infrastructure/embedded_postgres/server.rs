@@ -1,0 +1,387 @@
+//! The server of one location: made by `initdb`, started and stopped by `pg_ctl`, watched through its files.
+//!
+//! Everything here blocks and expects that its caller holds the location's start lock.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, thread};
+
+use anyhow::{Context, Result, bail};
+use tracing::info;
+
+use super::binaries::Binaries;
+use super::location::{Location, SOCKET_NAME};
+
+/// How long `pg_ctl` waits for a start, which replays the log after a crash, or for a stop, which writes a
+/// checkpoint.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// How long the processes of a killed server may take to notice that it is gone.
+const FAREWELL: Duration = Duration::from_secs(30);
+
+/// How long a server has to be out of reach before it is taken to have lost its socket.
+const CERTAINTY: Duration = Duration::from_secs(5);
+
+/// How many lines of a log an error shows.
+const LOG_LINES_SHOWN: usize = 12;
+
+/// Standard output of `pg_ctl`, and of the server until it writes its own log.
+const START_LOG: &str = "start.log";
+
+/// A process number above those that any system gives out.
+const NOBODY: u32 = i32::MAX as u32;
+
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    location: Location,
+    binaries: Binaries,
+    durable: bool,
+}
+
+/// What the socket and the files of a location say of its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Somebody listens on the socket.
+    Listening,
+    /// The server's process is there, its socket is not.
+    Unreachable {
+        pid: u32,
+    },
+    Stopped,
+}
+
+impl Server {
+    /// Chooses the programs for the data that is there, or makes a new data directory.
+    pub(super) fn prepare(candidates: &[Binaries], location: Location, durable: bool) -> Result<Self> {
+        let data_major = data_major(&location.data())?;
+        let binaries = Binaries::choose(candidates, data_major)?.clone();
+        let server = Self { location, binaries, durable };
+        if data_major.is_none() {
+            server.make_data()?;
+        }
+        Ok(server)
+    }
+
+    pub(super) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// What there is, once it is certain: a server that starts or dies is out of reach for a moment.
+    pub(super) fn state(&self) -> State {
+        let begun = Instant::now();
+        loop {
+            let state = self.state_now();
+            if !matches!(state, State::Unreachable { .. }) || begun.elapsed() > CERTAINTY {
+                return state;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn state_now(&self) -> State {
+        if UnixStream::connect(self.location.socket()).is_ok() {
+            return State::Listening;
+        }
+        match pid_in(&self.pid_file()) {
+            Some(pid) if serves(pid, &self.location.data()) => State::Unreachable { pid },
+            _ => State::Stopped,
+        }
+    }
+
+    /// Starts the server and waits until it answers, after a crash until it has recovered.
+    pub(super) fn launch(&self) -> Result<()> {
+        self.write_settings()?;
+        self.disown_dead_server()?;
+        let (begun, begun_at) = (Instant::now(), SystemTime::now());
+        loop {
+            let log = self.location.log().join(START_LOG);
+            if log.exists() {
+                fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
+            }
+            let output = self.pg_ctl("start", &["-l", &format!("log/{START_LOG}")])?;
+            if output.status.success() {
+                let (major, directory) = (self.binaries.major(), self.location.directory.display());
+                info!(major, %directory, "started the private PostgreSQL");
+                return Ok(());
+            }
+            // The children of a server that was killed leave as soon as they have finished what they were
+            // doing.
+            let children_linger =
+                fs::read_to_string(&log).is_ok_and(|log| log.contains("shared memory block"));
+            if !children_linger || begun.elapsed() > FAREWELL {
+                bail!("{}{}", said(&output), self.last_words(begun_at));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Stops the server: open transactions are rolled back, everything committed is on disk.
+    pub(super) fn shut_down(&self) -> Result<()> {
+        if self.state() == State::Stopped {
+            return Ok(());
+        }
+        let begun_at = SystemTime::now();
+        let output = self.pg_ctl("stop", &["-m", "fast"])?;
+        if !output.status.success() && self.state() != State::Stopped {
+            bail!("cannot stop the private PostgreSQL: {}{}", said(&output), self.last_words(begun_at));
+        }
+        info!(directory = %self.location.directory.display(), "stopped the private PostgreSQL");
+        if self.location.socket_directory != self.location.directory {
+            // Nobody misses it: the next start makes it again.
+            let _ = fs::remove_dir(&self.location.socket_directory);
+        }
+        Ok(())
+    }
+
+    /// Writes `postgresql.conf`; what somebody has set by `ALTER SYSTEM` stands elsewhere and still rules.
+    pub(super) fn write_settings(&self) -> Result<()> {
+        let path = self.location.data().join("postgresql.conf");
+        fs::write(&path, settings(&self.location.socket_directory, self.durable))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The ends of the logs that were written to since `begun_at`, to be shown with an error.
+    pub(super) fn last_words(&self, begun_at: SystemTime) -> String {
+        let mut words = String::new();
+        for entry in fs::read_dir(self.location.log()).into_iter().flatten().flatten() {
+            let written_at = entry.metadata().and_then(|metadata| metadata.modified());
+            if written_at.is_ok_and(|written_at| written_at >= begun_at) {
+                let text = fs::read(entry.path()).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
+                let lines: Vec<_> = text.lines().collect();
+                let end = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n  ");
+                let _ = write!(words, "\n{} ends with\n  {end}", entry.path().display());
+            }
+        }
+        words
+    }
+
+    /// Makes the data directory under another name first: under its own, it is always a whole one.
+    fn make_data(&self) -> Result<()> {
+        let Location { directory, account, .. } = &self.location;
+        let entries =
+            fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with("initdb-") {
+                let unfinished = entry.path();
+                info!(directory = %unfinished.display(), "removing what an interrupted first start left");
+                // An initdb that still runs loses its files and fails, but may add one while we remove them.
+                let _ = fs::remove_dir_all(unfinished);
+            }
+        }
+        let log = self.location.log();
+        fs::create_dir_all(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        account.give(&log)?;
+
+        let unfinished_name = format!("initdb-{}", std::process::id());
+        let mut initdb = self.command("initdb");
+        initdb.arg("-D").arg(&unfinished_name);
+        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]);
+        if !self.durable {
+            initdb.arg("--no-sync");
+        }
+        let output = initdb.output().context("cannot run initdb")?;
+        if !output.status.success() {
+            bail!("initdb failed: {}", said(&output));
+        }
+        let data = self.location.data();
+        fs::rename(directory.join(&unfinished_name), &data)
+            .with_context(|| format!("cannot make {}", data.display()))?;
+        if self.durable {
+            File::open(directory)
+                .and_then(|directory| directory.sync_all())
+                .with_context(|| format!("cannot flush {}", directory.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Clears the number of a dead server from its lock files where Postgres would wait for that process to
+    /// end: the number is another program's by now, or nobody has collected the dead process yet (common in
+    /// containers).
+    ///
+    /// The rest of the files stays: by it Postgres finds out whether children of the dead server still write.
+    fn disown_dead_server(&self) -> Result<()> {
+        let socket_lock = self.location.socket_directory.join(format!("{SOCKET_NAME}.lock"));
+        for path in [self.pid_file(), socket_lock] {
+            let Some(pid) = pid_in(&path) else { continue };
+            if !exists(pid) || serves(pid, &self.location.data()) {
+                continue;
+            }
+            info!(pid, file = %path.display(), "clearing the number of a server that has crashed");
+            fs::read_to_string(&path)
+                .map(|text| match text.split_once('\n') {
+                    Some((_, rest)) => format!("{NOBODY}\n{rest}"),
+                    None => format!("{NOBODY}\n"),
+                })
+                .and_then(|text| fs::write(&path, text))
+                .with_context(|| format!("cannot correct {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.location.data().join("postmaster.pid")
+    }
+
+    fn pg_ctl(&self, action: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command("pg_ctl");
+        command.args([action, "-D", "data"]).args(arguments);
+        command.args(["-s", "-w", "-t", &PATIENCE.as_secs().to_string()]);
+        command.output().with_context(|| format!("cannot run pg_ctl {action}"))
+    }
+
+    /// A server program with paths relative to the location's directory, since it hands them to a shell;
+    /// under the server's account, out of reach of the terminal's Ctrl-C, without our environment, which may
+    /// hold secrets and settings for other servers.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.binaries.program(program));
+        command.env_clear().env("LC_ALL", "C");
+        for name in ["PATH", "LD_LIBRARY_PATH"] {
+            if let Some(value) = env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.current_dir(&self.location.directory).process_group(0).stdin(Stdio::null());
+        self.location.account.run_as(&mut command);
+        command
+    }
+}
+
+/// The major version of the files in `data`; `None` where there are none yet.
+fn data_major(data: &Path) -> Result<Option<u32>> {
+    let path = data.join("PG_VERSION");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let major =
+                text.trim().parse().with_context(|| format!("{} holds no version", path.display()))?;
+            Ok(Some(major))
+        }
+        Err(_) if fs::read_dir(data).map_or(true, |mut entries| entries.next().is_none()) => Ok(None),
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "cannot read {}: if nothing in its directory is needed, remove that directory",
+                path.display()
+            )
+        }),
+    }
+}
+
+/// The server's settings: fit for a small machine that does something else as well.
+fn settings(socket_directory: &Path, durable: bool) -> String {
+    let socket_directory = socket_directory.to_string_lossy().replace('"', "\"\"");
+    let socket_directory = socket_directory.replace('\\', "\\\\").replace('\'', "''");
+    let mut settings = format!(
+        "# Written anew at each start; use ALTER SYSTEM to change a setting for good.\n\
+         cluster_name = 'webhook-processor'\n\
+         listen_addresses = ''\n\
+         port = 5432\n\
+         unix_socket_directories = '\"{socket_directory}\"'\n\
+         unix_socket_permissions = 0700\n\
+         max_connections = 150\n\
+         shared_buffers = '128MB'\n\
+         max_wal_size = '2GB'\n\
+         wal_compression = on\n\
+         autovacuum_naptime = '15s'\n\
+         timezone = 'UTC'\n\
+         lc_messages = 'C'\n\
+         # A file for each day of the week, begun anew when the day returns.\n\
+         logging_collector = on\n\
+         log_directory = '../log'\n\
+         log_filename = 'server-%a.log'\n\
+         log_rotation_age = '1d'\n\
+         log_rotation_size = 0\n\
+         log_truncate_on_rotation = on\n\
+         log_timezone = 'UTC'\n\
+         # Neither statements nor rows: they hold payloads and secrets.\n\
+         log_min_error_statement = 'panic'\n\
+         log_error_verbosity = 'terse'\n"
+    );
+    if !durable {
+        settings.push_str("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n");
+    }
+    settings
+}
+
+/// What a program that failed has said.
+fn said(output: &Output) -> String {
+    let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+    format!("{}: {}", output.status, String::from_utf8_lossy(text).trim())
+}
+
+/// Whether process `pid` is the server with its files in `data`; in doubt it is.
+fn serves(pid: u32, data: &Path) -> bool {
+    let Some(name) = process_name(pid) else { return false };
+    if name != "postgres" && name != "postmaster" {
+        return false;
+    }
+    // A server's working directory is its data directory. Without /proc, or the right to look, the name has
+    // to do.
+    fs::read_link(format!("/proc/{pid}/cwd")).map_or(true, |directory| directory == data)
+}
+
+/// The process named by a lock file of Postgres.
+fn pid_in(path: &Path) -> Option<u32> {
+    fs::read_to_string(path).ok()?.lines().next()?.trim().parse().ok()
+}
+
+/// Whether the number is taken, be it by a process that has ended and that nobody has collected.
+fn exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists() || process_name(pid).is_some()
+}
+
+/// The name of a process that still runs: one that has ended and waits for its parent to notice has none.
+fn process_name(pid: u32) -> Option<String> {
+    let mut stat = String::new();
+    if let Ok(mut file) = File::open(format!("/proc/{pid}/stat")) {
+        file.read_to_string(&mut stat).ok()?;
+        let (_, rest) = stat.split_once('(')?;
+        let (name, rest) = rest.rsplit_once(')')?;
+        return (!rest.trim_start().starts_with(['Z', 'X'])).then(|| name.to_owned());
+    }
+    if Path::new("/proc/self/stat").exists() {
+        return None;
+    }
+    let output = Command::new("ps").args(["-p", &pid.to_string(), "-o", "stat=,comm="]).output().ok()?;
+    let printed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let (stat, path) = printed.split_once(' ')?;
+    let name = Path::new(path.trim()).file_name()?.to_string_lossy().into_owned();
+    (!stat.starts_with('Z')).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_durable_server_keeps_every_promise_of_a_commit() {
+        let settings = settings(Path::new("/data"), true);
+        for promise in ["fsync", "synchronous_commit", "full_page_writes"] {
+            assert!(!settings.contains(promise), "{promise}");
+        }
+    }
+
+    #[test]
+    fn the_server_listens_on_its_socket_only() {
+        let settings = settings(Path::new("/a 'b\", c\\d"), true);
+        assert!(settings.contains("listen_addresses = ''\n"));
+        assert!(settings.contains("unix_socket_directories = '\"/a ''b\"\", c\\\\d\"'\n"), "{settings}");
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_name_and_a_missing_one_has_none() {
+        assert!(process_name(std::process::id()).is_some());
+        assert_eq!(process_name(NOBODY), None);
+        assert!(!exists(NOBODY));
+    }
+
+    #[test]
+    fn another_program_does_not_serve() {
+        assert!(!serves(std::process::id(), Path::new("/")));
+    }
+}

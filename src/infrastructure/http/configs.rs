@@ -1,0 +1,115 @@
+//! `/api/webhooks`: configs, which say where deliveries go.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::Api;
+use super::error::{ApiError, Problem};
+use super::extract::{ApiJson, ApiPath, ApiQuery};
+use super::view::{ConfigBody, ConfigView, Page};
+use super::webhooks::page_size;
+use crate::domain::endpoint::EndpointId;
+use crate::domain::invalid::{Faults, Invalid};
+
+const TAG: &str = "configs";
+
+/// Register a config.
+#[utoipa::path(post, path = "/api/webhooks/register", tag = TAG, request_body = ConfigBody, responses(
+    (status = 201, body = ConfigView),
+    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Result<Response, ApiError> {
+    register(state, body).await
+}
+
+/// Register a config (the same as `/api/webhooks/register`).
+#[utoipa::path(post, path = "/api/webhooks", tag = TAG, request_body = ConfigBody, responses(
+    (status = 201, body = ConfigView),
+    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn register(State(api): State<Api>, ApiJson(body): ApiJson<ConfigBody>) -> Result<Response, ApiError> {
+    let endpoint = api.endpoints.register(body.into()).await?;
+    let location = [(header::LOCATION, format!("/api/webhooks/{}", endpoint.id))];
+    Ok((StatusCode::CREATED, location, Json(ConfigView::from(endpoint))).into_response())
+}
+
+/// Which configs to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Items of a page: 1 to 200, 50 if not given.
+    limit: Option<i64>,
+}
+
+/// List configs, oldest first.
+#[utoipa::path(get, path = "/api/webhooks", tag = TAG, params(ListQuery), responses((status = 200, body = Page<ConfigView>)))]
+pub async fn list(State(api): State<Api>, ApiQuery(query): ApiQuery<ListQuery>) -> Result<Json<Page<ConfigView>>, ApiError> {
+    let mut faults = Faults::default();
+    let limit = faults.note(page_size(query.limit));
+    let after = query.cursor.and_then(|text| {
+        let id = text.parse().ok().and_then(|number| EndpointId::parse("cursor", number).ok());
+        faults.note(id.ok_or_else(|| Invalid::field("cursor", "must be a next_cursor of this list")))
+    });
+    faults.into_result()?;
+    let limit = limit.expect("a fault would have been noted");
+    let endpoints = api.endpoints.list(after, limit).await?;
+    let next_cursor = endpoints.get(limit - 1).map(|last| last.id.to_string());
+    Ok(Json(Page { items: endpoints.into_iter().map(ConfigView::from).collect(), next_cursor }))
+}
+
+/// A config's id in a path.
+pub struct ConfigId(EndpointId);
+
+impl std::str::FromStr for ConfigId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = text.parse().map_err(|_| ())?;
+        EndpointId::parse("id", number).map(Self).map_err(|_| ())
+    }
+}
+
+/// Show a config.
+#[utoipa::path(get, path = "/api/webhooks/{id}", tag = TAG, params(("id" = i64, Path)), responses(
+    (status = 200, body = ConfigView),
+    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn show(State(api): State<Api>, ApiPath(ConfigId(id)): ApiPath<ConfigId>) -> Result<Json<ConfigView>, ApiError> {
+    Ok(Json(api.endpoints.show(id).await?.into()))
+}
+
+/// Change a config: only what the body names.
+///
+/// Deliveries that were accepted before keep their URL. `null` removes a URL.
+#[utoipa::path(patch, path = "/api/webhooks/{id}", tag = TAG, params(("id" = i64, Path)), request_body = ConfigBody, responses(
+    (status = 200, body = ConfigView),
+    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn change(
+    State(api): State<Api>,
+    ApiPath(ConfigId(id)): ApiPath<ConfigId>,
+    ApiJson(body): ApiJson<ConfigBody>,
+) -> Result<Json<ConfigView>, ApiError> {
+    Ok(Json(api.endpoints.change(id, body.into()).await?.into()))
+}
+
+/// Delete a config.
+///
+/// Nothing is accepted for it any more, and its open deliveries are cancelled within seconds. What was delivered stays
+/// in the audit.
+#[utoipa::path(delete, path = "/api/webhooks/{id}", tag = TAG, params(("id" = i64, Path)), responses(
+    (status = 204, description = "Deleted"),
+    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn delete(State(api): State<Api>, ApiPath(ConfigId(id)): ApiPath<ConfigId>) -> Result<StatusCode, ApiError> {
+    api.endpoints.delete(id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

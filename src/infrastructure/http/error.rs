@@ -1,0 +1,196 @@
+//! One error for the whole API, answered as `application/problem+json` (RFC 9457).
+
+use std::borrow::Cow;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tracing::{error, warn};
+use utoipa::ToSchema;
+
+use crate::application::enqueue::EnqueueError;
+use crate::application::manage_deliveries::DeliveryError;
+use crate::application::manage_endpoints::EndpointError;
+use crate::application::ports::StoreError;
+use crate::domain::invalid::{FieldError, Invalid};
+
+/// After how many seconds a caller should try again.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// A problem, as it is answered.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Problem {
+    /// Always `about:blank`: the status says what kind of problem it is.
+    #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
+    kind: &'static str,
+    /// The status in words.
+    #[schema(example = "Unprocessable Entity")]
+    title: Cow<'static, str>,
+    /// The HTTP status.
+    #[schema(example = 422)]
+    status: u16,
+    /// What happened, in a sentence.
+    detail: String,
+    /// The fields at fault, if any are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldProblem>,
+}
+
+/// A field at fault.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct FieldProblem {
+    /// Its path.
+    #[schema(example = "url_params.amount")]
+    field: String,
+    /// What was expected.
+    #[schema(example = "must be a string, a number, a boolean or null")]
+    message: String,
+}
+
+/// Why a request is not answered as asked.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    status: StatusCode,
+    detail: String,
+    errors: Vec<FieldProblem>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), errors: vec![] }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know the method")
+    }
+
+    pub(super) fn too_slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")
+    }
+
+    pub(super) fn too_large(bytes_max: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body must have at most {bytes_max} bytes"))
+    }
+
+    pub(super) fn too_many(items_max: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("an array must have at most {items_max} events; a stream of lines may have more"))
+    }
+
+    pub(super) fn unsupported_media_type(expected: &str) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("the content type must be {expected}"))
+    }
+
+    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    /// What went wrong is in the log, under the request's id.
+    pub(super) fn unexpected() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong; the log tells more under x-request-id")
+    }
+
+    /// A 422 for one field.
+    pub(super) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Invalid::field(field, message).into()
+    }
+
+    /// As it is answered.
+    pub(super) fn problem(&self) -> Problem {
+        Problem {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error").into(),
+            status: self.status.as_u16(),
+            detail: self.detail.clone(),
+            errors: self.errors.clone(),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_vec(&self.problem()).expect("a problem is plain data");
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}
+
+impl From<Invalid> for ApiError {
+    fn from(invalid: Invalid) -> Self {
+        let errors = invalid.errors().iter().map(|FieldError { field, message }| FieldProblem {
+            field: field.clone(),
+            message: message.clone(),
+        });
+        Self {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            detail: invalid.to_string(),
+            errors: errors.collect(),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let cause = anyhow::Error::new(error.clone());
+        match error {
+            StoreError::Unavailable(_) => {
+                warn!(error = format!("{cause:#}"), "the database is unavailable");
+                Self::unavailable("the database is unavailable; try again")
+            }
+            StoreError::Unexpected(_) => {
+                error!(error = format!("{cause:#}"), "the database refused");
+                Self::unexpected()
+            }
+        }
+    }
+}
+
+impl From<EnqueueError> for ApiError {
+    fn from(error: EnqueueError) -> Self {
+        match error {
+            EnqueueError::UnknownEndpoint(_) => {
+                let field = FieldProblem { field: "config_id".into(), message: error.to_string() };
+                Self { status: StatusCode::NOT_FOUND, detail: error.to_string(), errors: vec![field] }
+            }
+            EnqueueError::Invalid(invalid) => invalid.into(),
+            EnqueueError::Overloaded => Self::unavailable("too many events are waiting to be stored; try again"),
+            EnqueueError::TimedOut => Self::unavailable(
+                "the event could not be stored in time; it may be stored all the same, so send it again with its event_id",
+            ),
+            EnqueueError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<DeliveryError> for ApiError {
+    fn from(error: DeliveryError) -> Self {
+        match error {
+            DeliveryError::Unknown(_) => Self::not_found(error.to_string()),
+            DeliveryError::Conflict(reason) => Self::new(StatusCode::CONFLICT, reason),
+            DeliveryError::Enqueue(error) => error.into(),
+            DeliveryError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<EndpointError> for ApiError {
+    fn from(error: EndpointError) -> Self {
+        match error {
+            EndpointError::Unknown(_) => Self::not_found(error.to_string()),
+            EndpointError::Invalid(invalid) => invalid.into(),
+            EndpointError::Contended(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            EndpointError::Store(error) => error.into(),
+        }
+    }
+}

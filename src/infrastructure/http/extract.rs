@@ -1,0 +1,109 @@
+//! What comes in: bodies, queries and path parameters, read within limits, with errors that name the field.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use super::error::ApiError;
+
+/// The largest JSON body of a single item.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// How long a body may take to arrive.
+const BODY_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// A JSON body of at most [`BODY_BYTES_MAX`].
+pub struct ApiJson<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        if !has_media_type(&parts, "application/json") {
+            return Err(ApiError::unsupported_media_type("application/json"));
+        }
+        let bytes = read_body(body, BODY_BYTES_MAX).await?;
+        parse_json(&bytes).map(Self)
+    }
+}
+
+/// Whether the content type is this one, whatever its parameters.
+pub fn has_media_type(parts: &Parts, expected: &str) -> bool {
+    let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.split(';').next().is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case(expected))
+}
+
+/// Reads a whole body.
+pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    match timeout(BODY_TIME_MAX, Limited::new(body, bytes_max).collect()).await {
+        Err(_) => Err(ApiError::too_slow()),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(bytes_max)),
+        Ok(Err(_)) => Err(ApiError::bad_request("the body broke off")),
+    }
+}
+
+/// Parses JSON: 400 for what is not JSON, 422 with the field for what is not expected.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        if cause.is_data() {
+            let field = if path == "." { "body".to_owned() } else { path };
+            ApiError::field(field, without_position(&cause))
+        } else {
+            ApiError::bad_request(format!("the body is not valid JSON: {cause}"))
+        }
+    })?;
+    deserializer.end().map_err(|cause| ApiError::bad_request(format!("the body is not valid JSON: {cause}")))?;
+    Ok(parsed)
+}
+
+/// The message without ` at line 1 column 2`, and without the value that was found, which may be a secret.
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    match (message.strip_prefix("invalid type: "), message.rsplit_once(", expected ")) {
+        (Some(_), Some((_, expected))) => format!("must be {expected}"),
+        (None, Some((found, expected))) if found.starts_with("invalid value: ") => format!("must be {expected}"),
+        _ => message.to_owned(),
+    }
+}
+
+/// Query parameters. Unknown ones are refused: a misspelt filter would otherwise answer everything.
+pub struct ApiQuery<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        query.map(|query| Self(query.0)).map_err(|rejection| {
+            use std::error::Error as _;
+            let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
+            let field = cause.split('`').nth(1).unwrap_or("query").to_owned();
+            ApiError::field(field, cause)
+        })
+    }
+}
+
+/// A path parameter; one that cannot name anything is answered like one that names nothing.
+pub struct ApiPath<T>(pub T);
+
+impl<T: FromStr + Send, S: Send + Sync> FromRequestParts<S> for ApiPath<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let parsed = path.ok().and_then(|Path(text)| text.parse().ok());
+        parsed.map(Self).ok_or_else(|| ApiError::not_found("there is nothing of that id"))
+    }
+}

@@ -1,0 +1,143 @@
+//! The HTTP API: routes, what all requests share, and the server. One file a resource.
+
+mod bulk;
+mod configs;
+mod docs;
+mod error;
+mod extract;
+mod operations;
+mod server;
+pub mod view;
+mod webhooks;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse as _, Response};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::{Instrument as _, error, info_span};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+pub use docs::openapi;
+pub use server::serve;
+pub use webhooks::parse_window;
+
+use self::error::ApiError;
+use self::operations::BacklogSample;
+use super::postgres::Database;
+use crate::application::enqueue::Enqueue;
+use crate::application::manage_deliveries::ManageDeliveries;
+use crate::application::manage_endpoints::ManageEndpoints;
+use crate::application::ports::DeliveryRecords;
+
+/// Names a request in answers and logs.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest request id of a caller that is taken over.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// What handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    /// Accepts events.
+    pub enqueue: Arc<Enqueue>,
+    /// Shows and acts on deliveries.
+    pub deliveries: Arc<ManageDeliveries>,
+    /// Looks after configs.
+    pub endpoints: Arc<ManageEndpoints>,
+}
+
+/// What the routes for operators work with.
+#[derive(Clone)]
+pub struct Operations {
+    database: Database,
+    metrics: PrometheusHandle,
+    backlog: Arc<BacklogSample>,
+    ready_age_max: Duration,
+}
+
+impl Operations {
+    /// Health and metrics of this process and of its database.
+    pub fn new(database: Database, metrics: PrometheusHandle, ready_age_max: Duration) -> Self {
+        let records: Arc<dyn DeliveryRecords> = Arc::new(database.clone());
+        Self { database, metrics, backlog: Arc::new(BacklogSample::new(records)), ready_age_max }
+    }
+}
+
+/// The routes for callers, with their documentation.
+fn api_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(docs::description())
+        .routes(routes!(webhooks::enqueue, webhooks::list))
+        .routes(routes!(bulk::enqueue_batch))
+        .routes(routes!(webhooks::statistics))
+        .routes(routes!(webhooks::show))
+        .routes(routes!(webhooks::retry))
+        .routes(routes!(webhooks::cancel))
+        .routes(routes!(webhooks::replay))
+        .routes(routes!(configs::register, configs::list))
+        .routes(routes!(configs::register_alias))
+        .routes(routes!(configs::show, configs::change, configs::delete))
+}
+
+/// The routes for operators, with their documentation.
+fn operations_routes() -> OpenApiRouter<Operations> {
+    OpenApiRouter::new()
+        .routes(routes!(operations::health))
+        .routes(routes!(operations::live))
+        .routes(routes!(operations::ready))
+        .routes(routes!(operations::metrics))
+}
+
+/// All routes; those for callers only where there is an `api` behind them.
+pub fn router(operations: Operations, api: Option<Api>) -> Router {
+    let (operations_router, operations_docs) = operations_routes().with_state(operations).split_for_parts();
+    let router = match api {
+        None => operations_router,
+        Some(api) => {
+            let (api_router, mut openapi) = api_routes().with_state(api).split_for_parts();
+            openapi.merge(operations_docs);
+            operations_router.merge(api_router).merge(docs::routes(openapi))
+        }
+    };
+    router
+        .fallback(async || ApiError::not_found("there is no such route"))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(CatchPanicLayer::custom(|_| {
+            error!("a request handler panicked");
+            ApiError::unexpected().into_response()
+        }))
+        .layer(from_fn(observe))
+}
+
+/// Names, measures and logs each request. The query is left out: it may hold what is nobody's business.
+async fn observe(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(&request);
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let method = request.method().as_str().to_owned();
+    let span = info_span!("request", request_id = id.to_str().unwrap_or_default(), method, path = request.uri().path());
+
+    let mut response = next.run(request).instrument(span).await;
+
+    let status = response.status().as_u16().to_string();
+    metrics::histogram!("http_request_duration_seconds", "route" => route, "method" => method, "status" => status)
+        .record(started.elapsed());
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// The caller's id if it is short and plain, else a new one.
+fn request_id(request: &Request) -> HeaderValue {
+    let given = request.headers().get(REQUEST_ID).filter(|id| {
+        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+            && id.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
+    });
+    given.cloned().unwrap_or_else(|| HeaderValue::try_from(Uuid::now_v7().to_string()).expect("a UUID is a header value"))
+}

@@ -1,0 +1,144 @@
+//! Health and metrics, for operators and their tools.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde::Serialize;
+use tokio::sync::Mutex;
+use utoipa::ToSchema;
+
+use super::Operations;
+use crate::application::ports::{Backlog, DeliveryRecords, StoreError};
+
+const TAG: &str = "operations";
+/// How old the backlog may be that health and metrics tell of: reading it costs more the larger it is.
+const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// How much is waiting, read at most every few seconds.
+pub struct BacklogSample {
+    records: Arc<dyn DeliveryRecords>,
+    last: Mutex<Option<(Instant, Backlog)>>,
+}
+
+impl BacklogSample {
+    /// Nothing is read yet.
+    pub fn new(records: Arc<dyn DeliveryRecords>) -> Self {
+        Self { records, last: Mutex::new(None) }
+    }
+
+    async fn recent(&self) -> Result<Backlog, StoreError> {
+        let mut last = self.last.lock().await;
+        match *last {
+            Some((at, backlog)) if at.elapsed() < BACKLOG_AGE_MAX => Ok(backlog),
+            Some(_) | None => {
+                let backlog = self.records.backlog().await?;
+                *last = Some((Instant::now(), backlog));
+                Ok(backlog)
+            }
+        }
+    }
+}
+
+/// How a process is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct HealthView {
+    /// `ok` or `failing`.
+    status: &'static str,
+    /// Of this program.
+    version: &'static str,
+    /// What was looked at; empty where nothing was.
+    checks: Vec<CheckView>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CheckView {
+    /// `database`, `migrations` or `oldest_ready_delivery`.
+    name: &'static str,
+    /// `ok` or `failing`.
+    status: &'static str,
+    /// In words.
+    detail: String,
+}
+
+fn health_view(checks: Vec<CheckView>) -> (StatusCode, Json<HealthView>) {
+    let well = checks.iter().all(|check| check.status == "ok");
+    let (code, status) = if well { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "failing") };
+    (code, Json(HealthView { status, version: env!("CARGO_PKG_VERSION"), checks }))
+}
+
+fn check(name: &'static str, well: bool, detail: impl Into<String>) -> CheckView {
+    CheckView { name, status: if well { "ok" } else { "failing" }, detail: detail.into() }
+}
+
+/// Overall health: the same as readiness.
+#[utoipa::path(get, path = "/health", tag = TAG, responses(
+    (status = 200, description = "All is well", body = HealthView),
+    (status = 503, description = "Something is not", body = HealthView),
+))]
+pub async fn health(state: State<Operations>) -> impl IntoResponse {
+    ready(state).await
+}
+
+/// Whether the process runs at all. Restart it if this does not answer.
+#[utoipa::path(get, path = "/health/live", tag = TAG, responses((status = 200, body = HealthView)))]
+pub async fn live() -> impl IntoResponse {
+    health_view(vec![])
+}
+
+/// Whether the process can do its work: the database answers, its schema is new enough, deliveries do not pile up.
+#[utoipa::path(get, path = "/health/ready", tag = TAG, responses(
+    (status = 200, description = "Ready", body = HealthView),
+    (status = 503, description = "Not ready", body = HealthView),
+))]
+pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
+    let mut checks = Vec::new();
+    match operations.database.is_migrated().await {
+        Err(_) => checks.push(check("database", false, "does not answer")),
+        Ok(migrated) => {
+            checks.push(check("database", true, "answers"));
+            let detail = if migrated { "all applied" } else { "missing; run webhook-processor migrate" };
+            checks.push(check("migrations", migrated, detail));
+            if migrated {
+                checks.push(oldest_ready(&operations).await);
+            }
+        }
+    }
+    health_view(checks)
+}
+
+async fn oldest_ready(operations: &Operations) -> CheckView {
+    const NAME: &str = "oldest_ready_delivery";
+    let limit = operations.ready_age_max;
+    match operations.backlog.recent().await {
+        Err(_) => check(NAME, false, "cannot be read"),
+        Ok(Backlog { oldest_ready_age: None, .. }) => check(NAME, true, "nothing waits"),
+        Ok(Backlog { oldest_ready_age: Some(age), .. }) => {
+            let detail = format!("has waited {} ms; the limit is {} ms", age.as_millis(), limit.as_millis());
+            check(NAME, age <= limit, detail)
+        }
+    }
+}
+
+/// Metrics in Prometheus text format.
+#[utoipa::path(get, path = "/metrics", tag = TAG, responses((status = 200, body = String, content_type = "text/plain")))]
+pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse {
+    for (pool, open, idle) in operations.database.pool_use() {
+        let in_use = f64::from(open.saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX)));
+        metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "in_use").set(in_use);
+        metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "idle").set(f64::from(open) - in_use);
+    }
+    // without the database the rest is still worth telling
+    if let Ok(backlog) = operations.backlog.recent().await {
+        for (state, depth) in [("ready", backlog.ready), ("scheduled", backlog.scheduled), ("processing", backlog.processing)] {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+            metrics::gauge!("webhook_queue_depth", "state" => state).set(depth as f64);
+        }
+        metrics::gauge!("webhook_oldest_ready_age_seconds").set(backlog.oldest_ready_age.unwrap_or_default().as_secs_f64());
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], operations.metrics.render())
+}

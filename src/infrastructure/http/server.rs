@@ -1,0 +1,72 @@
+//! The accept loop: bounded in connections and in the time that a header may take, which `axum::serve` is not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// The most connections at a time; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 4_096;
+/// How long a request's header may take to arrive, and a connection may be idle.
+const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
+/// The largest header of a request.
+const HEADER_BYTES_MAX: usize = 32 * 1024;
+/// How long requests under way may take to end after `stop`.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+/// The wait after accepting has failed: the process is out of file descriptors, say.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Serves until `stop`, then lets requests under way end.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &room) => accepted,
+        };
+        match accepted {
+            Ok((stream, permit)) => serve_connection(stream, permit, router.clone(), &graceful),
+            Err(error) => {
+                warn!(%error, "cannot accept a connection; trying again");
+                sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+    drop(listener);
+    if timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
+        warn!("requests still under way are cut off");
+    }
+}
+
+async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, permit))
+}
+
+fn serve_connection(stream: TcpStream, permit: OwnedSemaphorePermit, router: Router, graceful: &GracefulShutdown) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME_MAX)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        let _permit = permit;
+        // a caller that hangs up is no news
+        if let Err(error) = connection.await {
+            debug!(%error, "a connection ended early");
+        }
+    });
+}

@@ -1,0 +1,419 @@
+//! What goes out and comes in as JSON: the shapes of the contract, made from domain values and turned into them.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::application::ports::Statistics;
+use crate::domain::attempt::Attempt;
+use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery};
+use crate::domain::endpoint::{Endpoint, EndpointParts, EndpointUrl};
+use crate::domain::event::{Event, EventParts};
+use crate::domain::invalid::Invalid;
+use crate::domain::url_params::UrlParams;
+
+/// An event to deliver.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventBody {
+    /// `+credit` (a GET to the config's `postback_url`) or `-debit` (to its `chargeback_url`).
+    #[schema(example = "+credit")]
+    event_type: String,
+    /// Your name for the event. The same `config_id`, `event_type` and `event_id` are accepted once; a repetition is
+    /// answered with the first delivery. At most 255 characters.
+    #[schema(example = "txn-42")]
+    event_id: Option<String>,
+    /// The config that the event is owed to.
+    #[schema(example = 1)]
+    config_id: i64,
+    /// Becomes the query, in this order: strings, numbers and booleans as they are written; `null` leaves a parameter out.
+    #[serde(default)]
+    #[schema(value_type = Object, example = json!({"user_id": "user_123", "value": 100.10}))]
+    url_params: UrlParams,
+    /// 0 (critical) to 3 (low); the config's where there is none.
+    #[schema(example = 2)]
+    priority: Option<i64>,
+    /// Do not deliver before this time.
+    scheduled_at: Option<DateTime<Utc>>,
+    /// Your id for what led to the event; kept with the delivery. At most 255 characters.
+    correlation_id: Option<String>,
+}
+
+impl EventBody {
+    /// Checks the event; `traceparent` comes from the request's header.
+    pub fn into_event(self, traceparent: Option<String>) -> Result<Event, Invalid> {
+        Event::parse(EventParts {
+            event_type: self.event_type,
+            event_id: self.event_id,
+            config_id: self.config_id,
+            url_params: self.url_params,
+            priority: self.priority,
+            scheduled_at: self.scheduled_at,
+            correlation_id: self.correlation_id,
+            traceparent,
+        })
+    }
+}
+
+/// An accepted event.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReceiptView {
+    /// Names the delivery.
+    queue_id: Uuid,
+    /// `pending`; for a duplicate, what has become of the delivery since.
+    #[schema(example = "pending")]
+    status: &'static str,
+    /// Whether the same event was accepted before, as this delivery.
+    duplicate: bool,
+    /// The type of the event.
+    event_type: String,
+    /// Names the event: your name for it, or the `queue_id`.
+    event_id: String,
+    /// The config that it is owed to.
+    config_id: i64,
+    /// What will be requested, to the letter.
+    webhook_url: String,
+    /// 0 (critical) to 3 (low).
+    priority: i16,
+    /// Attempts after the first.
+    max_retries: i16,
+    /// Not delivered before this time.
+    scheduled_at: Option<DateTime<Utc>>,
+    /// Your id for what led to the event.
+    correlation_id: Option<String>,
+}
+
+impl From<NewDelivery> for ReceiptView {
+    fn from(delivery: NewDelivery) -> Self {
+        Self {
+            queue_id: delivery.queue_id.get(),
+            status: DeliveryStatus::Pending.as_str(),
+            duplicate: false,
+            event_type: delivery.event_type.to_string(),
+            event_id: delivery.event_id,
+            config_id: delivery.config_id.get(),
+            webhook_url: delivery.webhook_url,
+            priority: delivery.priority.get().into(),
+            max_retries: delivery.max_retries.into(),
+            scheduled_at: delivery.scheduled_at,
+            correlation_id: delivery.correlation_id,
+        }
+    }
+}
+
+impl ReceiptView {
+    /// The receipt of an event that was accepted before, as `first`.
+    pub fn duplicate_of(first: Delivery) -> Self {
+        Self {
+            queue_id: first.queue_id.get(),
+            status: first.status.as_str(),
+            duplicate: true,
+            event_type: first.event_type,
+            event_id: first.event_id,
+            config_id: first.config_id.get(),
+            webhook_url: first.webhook_url,
+            priority: first.priority,
+            max_retries: first.max_retries,
+            scheduled_at: first.next_retry_at.filter(|_| first.attempts.is_empty()),
+            correlation_id: first.correlation_id,
+        }
+    }
+}
+
+/// A delivery with its attempts.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeliveryView {
+    /// Names the delivery.
+    queue_id: Uuid,
+    /// `+credit` or `-debit`.
+    event_type: String,
+    /// Names the event.
+    event_id: String,
+    /// The config that it is owed to.
+    config_id: i64,
+    /// What is requested, to the letter.
+    webhook_url: String,
+    /// The parameters as they were given.
+    #[schema(value_type = Object)]
+    url_params: Box<serde_json::value::RawValue>,
+    /// `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    status: &'static str,
+    /// Why it failed or was cancelled.
+    status_reason: Option<String>,
+    /// 0 (critical) to 3 (low).
+    priority: i16,
+    /// Number of the attempt that is next, under way, or was the last.
+    retry_count: i16,
+    /// Attempts after the first.
+    max_retries: i16,
+    /// When the next attempt is due.
+    next_retry_at: Option<DateTime<Utc>>,
+    /// Your id for what led to the event.
+    correlation_id: Option<String>,
+    /// W3C trace context of the enqueue.
+    traceparent: Option<String>,
+    /// The delivery that it repeats.
+    replay_of: Option<Uuid>,
+    /// When it was accepted.
+    created_at: DateTime<Utc>,
+    /// When it became terminal.
+    completed_at: Option<DateTime<Utc>>,
+    /// Its attempts, in order.
+    attempts: Vec<AttemptView>,
+}
+
+impl From<Delivery> for DeliveryView {
+    fn from(delivery: Delivery) -> Self {
+        Self {
+            queue_id: delivery.queue_id.get(),
+            event_type: delivery.event_type,
+            event_id: delivery.event_id,
+            config_id: delivery.config_id.get(),
+            webhook_url: delivery.webhook_url,
+            url_params: delivery.url_params,
+            status: delivery.status.as_str(),
+            status_reason: delivery.status_reason,
+            priority: delivery.priority,
+            retry_count: delivery.retry_count,
+            max_retries: delivery.max_retries,
+            next_retry_at: delivery.next_retry_at,
+            correlation_id: delivery.correlation_id,
+            traceparent: delivery.traceparent,
+            replay_of: delivery.replay_of.map(crate::domain::delivery::QueueId::get),
+            created_at: delivery.created_at,
+            completed_at: delivery.completed_at,
+            attempts: delivery.attempts.into_iter().map(AttemptView::from).collect(),
+        }
+    }
+}
+
+/// One request of a delivery.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AttemptView {
+    /// 0 is the first, 1 to 6 are retries.
+    attempt: u8,
+    /// When it began.
+    started_at: DateTime<Utc>,
+    /// When it ended.
+    completed_at: Option<DateTime<Utc>>,
+    /// From connect to the end of the body, in milliseconds; `null` if nobody can know.
+    duration_ms: Option<i32>,
+    /// The status of the answer, if one came.
+    http_status: Option<i16>,
+    /// The start of the answer's body.
+    response_body: Option<String>,
+    /// Why it failed; `null` if it succeeded.
+    error: Option<String>,
+}
+
+impl From<Attempt> for AttemptView {
+    fn from(attempt: Attempt) -> Self {
+        Self {
+            attempt: attempt.number,
+            started_at: attempt.started_at,
+            completed_at: attempt.completed_at,
+            duration_ms: attempt.duration_ms,
+            http_status: attempt.http_status,
+            response_body: attempt.response_body,
+            error: attempt.error,
+        }
+    }
+}
+
+/// A page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Hand this in as `cursor` for the next page; `null`: this was the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Deliveries and attempts, counted.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StatisticsView {
+    /// The time from which terminal deliveries are counted; `null`: all that are kept.
+    from: Option<DateTime<Utc>>,
+    /// All deliveries.
+    total: u64,
+    /// Those that wait.
+    pending: u64,
+    /// Those under a lease.
+    processing: u64,
+    /// Those that the receiver has.
+    completed: u64,
+    /// Dead letters.
+    failed: u64,
+    /// Those ended on request.
+    cancelled: u64,
+    /// Requests made.
+    attempts: u64,
+    /// Requests after the first of each delivery.
+    retries: u64,
+    /// Completed ones among the completed and failed, from 0 to 1; `null` if there are none.
+    success_rate: Option<f64>,
+    /// What attempts took; `null` if there were none.
+    duration_ms: Option<DurationsView>,
+    /// How long the oldest delivery has waited that could be claimed now; `null` if there is none.
+    oldest_ready_age_ms: Option<u64>,
+}
+
+/// Durations in milliseconds; percentiles are exact below 1 s, and have three significant digits from there on.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DurationsView {
+    /// The mean.
+    avg: f64,
+    /// The median.
+    p50: u64,
+    /// The 95th percentile.
+    p95: u64,
+    /// The 99th percentile.
+    p99: u64,
+}
+
+impl From<Statistics> for StatisticsView {
+    #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
+    fn from(statistics: Statistics) -> Self {
+        let Statistics { from, pending, processing, completed, failed, cancelled, attempts, retries, .. } = statistics;
+        let ended = completed + failed;
+        Self {
+            from,
+            total: pending + processing + completed + failed + cancelled,
+            pending,
+            processing,
+            completed,
+            failed,
+            cancelled,
+            attempts,
+            retries,
+            success_rate: (ended > 0).then(|| completed as f64 / ended as f64),
+            duration_ms: statistics.duration_ms.map(|d| DurationsView { avg: d.avg, p50: d.p50, p95: d.p95, p99: d.p99 }),
+            oldest_ready_age_ms: statistics.oldest_ready_age_ms,
+        }
+    }
+}
+
+/// A new config, or what to change of one: only what is there is changed.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigBody {
+    /// For people. 1 to 200 characters.
+    #[schema(example = "shop")]
+    name: Option<String>,
+    /// Where `+credit` events go. At least one of the two URLs is needed.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, example = "https://partner.example/postback")]
+    postback_url: Option<Option<String>>,
+    /// Where `-debit` events go.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, example = "https://partner.example/chargeback")]
+    chargeback_url: Option<Option<String>>,
+    /// Added to each request. Replaces all that were there.
+    headers: Option<BTreeMap<String, String>>,
+    /// Limit of one attempt, from connect to the end of the body: 1 to 300,000, and never above `HTTP_TIMEOUT`.
+    #[schema(example = 30_000)]
+    timeout_ms: Option<i64>,
+    /// Attempts after the first: 0 to 6.
+    #[schema(example = 6)]
+    max_retries: Option<i64>,
+    /// Delay before the first retry, doubled for each one after.
+    #[schema(example = 1_000)]
+    retry_base_ms: Option<i64>,
+    /// Upper bound of that delay.
+    #[schema(example = 300_000)]
+    retry_cap_ms: Option<i64>,
+    /// Share by which a delay may be longer or shorter: 0 to below 1.
+    #[schema(example = 0.25)]
+    retry_jitter: Option<f64>,
+    /// For events that name none: 0 (critical) to 3 (low).
+    #[schema(example = 2)]
+    priority: Option<i64>,
+    /// `false`: deliveries are accepted and wait.
+    #[schema(example = true)]
+    enabled: Option<bool>,
+}
+
+/// Tells `null`, which removes a value, from a field that is missing, which keeps it.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+impl From<ConfigBody> for EndpointParts {
+    fn from(body: ConfigBody) -> Self {
+        Self {
+            name: body.name,
+            postback_url: body.postback_url,
+            chargeback_url: body.chargeback_url,
+            headers: body.headers,
+            timeout_ms: body.timeout_ms,
+            max_retries: body.max_retries,
+            retry_base_ms: body.retry_base_ms,
+            retry_cap_ms: body.retry_cap_ms,
+            retry_jitter: body.retry_jitter,
+            priority: body.priority,
+            enabled: body.enabled,
+        }
+    }
+}
+
+/// A config: where deliveries go, and how.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ConfigView {
+    /// Names it.
+    id: i64,
+    /// For people.
+    name: String,
+    /// Where `+credit` events go.
+    postback_url: Option<String>,
+    /// Where `-debit` events go.
+    chargeback_url: Option<String>,
+    /// Added to each request.
+    headers: BTreeMap<String, String>,
+    /// Limit of one attempt.
+    timeout_ms: u64,
+    /// Attempts after the first.
+    max_retries: u8,
+    /// Delay before the first retry.
+    retry_base_ms: u64,
+    /// Upper bound of that delay.
+    retry_cap_ms: u64,
+    /// Share by which a delay may be longer or shorter.
+    retry_jitter: f64,
+    /// For events that name none.
+    priority: u8,
+    /// `false`: deliveries are accepted and wait.
+    enabled: bool,
+    /// Why it is disabled, where the service itself did it.
+    disabled_reason: Option<String>,
+    /// When it was registered.
+    created_at: DateTime<Utc>,
+    /// When it last changed.
+    updated_at: DateTime<Utc>,
+}
+
+impl From<Endpoint> for ConfigView {
+    fn from(endpoint: Endpoint) -> Self {
+        let settings = endpoint.settings;
+        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            id: endpoint.id.get(),
+            name: settings.name,
+            postback_url: settings.postback_url.as_ref().map(EndpointUrl::as_str).map(str::to_owned),
+            chargeback_url: settings.chargeback_url.as_ref().map(EndpointUrl::as_str).map(str::to_owned),
+            headers: settings.headers.as_map().clone(),
+            timeout_ms: millis(settings.timeout),
+            max_retries: settings.retry.max_retries(),
+            retry_base_ms: millis(settings.retry.base()),
+            retry_cap_ms: millis(settings.retry.cap()),
+            retry_jitter: settings.retry.jitter(),
+            priority: settings.priority.get(),
+            enabled: settings.enabled,
+            disabled_reason: endpoint.disabled_reason,
+            created_at: endpoint.created_at,
+            updated_at: endpoint.updated_at,
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! `/webhooks`: events in, deliveries out.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::Api;
+use super::error::{ApiError, Problem};
+use super::extract::{ApiJson, ApiPath, ApiQuery};
+use super::view::{DeliveryView, EventBody, Page, ReceiptView, StatisticsView};
+use crate::application::ports::{DeliveryFilter, StatisticsScope};
+use crate::domain::delivery::{DeliveryStatus, QueueId};
+use crate::domain::endpoint::EndpointId;
+use crate::domain::event::EventType;
+use crate::domain::invalid::{Faults, Invalid};
+
+const TAG: &str = "webhooks";
+/// Items of a page, if the caller does not say.
+const PAGE_DEFAULT: i64 = 50;
+/// The most items of a page.
+pub(super) const PAGE_MAX: i64 = 200;
+
+/// Accept an event.
+///
+/// Answers after the event is committed, never before. Safe to repeat with the same `event_id`.
+#[utoipa::path(post, path = "/webhooks", tag = TAG, request_body = EventBody, responses(
+    (status = 201, description = "Accepted", body = ReceiptView),
+    (status = 200, description = "The same event was accepted before", body = ReceiptView),
+    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "It cannot be stored now; see Retry-After", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn enqueue(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    ApiJson(body): ApiJson<EventBody>,
+) -> Result<Response, ApiError> {
+    let event = body.into_event(traceparent(&headers))?;
+    let receipt = api.enqueue.accept(&event).await?;
+    let location = [(header::LOCATION, format!("/webhooks/{}", receipt.queue_id))];
+    if let Some(stored) = receipt.stored {
+        return Ok((StatusCode::CREATED, location, Json(ReceiptView::from(stored))).into_response());
+    }
+    let first = api.deliveries.show(receipt.queue_id).await?;
+    Ok((StatusCode::OK, location, Json(ReceiptView::duplicate_of(first))).into_response())
+}
+
+/// The caller's trace, which attempts carry on.
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
+    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Show a delivery with its attempts.
+#[utoipa::path(get, path = "/webhooks/{queue_id}", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
+    (status = 200, body = DeliveryView),
+    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn show(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Json<DeliveryView>, ApiError> {
+    Ok(Json(api.deliveries.show(queue_id).await?.into()))
+}
+
+/// Which deliveries to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    status: Option<String>,
+    /// To this config.
+    config_id: Option<i64>,
+    /// `+credit` or `-debit`; a plus in a query is written `%2B`.
+    event_type: Option<String>,
+    /// Of this event.
+    event_id: Option<String>,
+    /// Accepted at this time or later (RFC 3339).
+    from: Option<DateTime<Utc>>,
+    /// Accepted before this time (RFC 3339).
+    to: Option<DateTime<Utc>>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Items of a page: 1 to 200, 50 if not given.
+    limit: Option<i64>,
+}
+
+impl ListQuery {
+    fn filter(self) -> Result<(DeliveryFilter, usize), Invalid> {
+        let mut faults = Faults::default();
+        let limit = faults.note(page_size(self.limit));
+        let filter = DeliveryFilter {
+            status: self.status.and_then(|text| faults.note(text.parse::<DeliveryStatus>())),
+            config_id: self.config_id.and_then(|number| faults.note(EndpointId::parse("config_id", number))),
+            // a plus that was not encoded has become a space on the way
+            event_type: self.event_type.and_then(|text| faults.note(text.replace(' ', "+").parse::<EventType>())),
+            event_id: self.event_id.and_then(|text| {
+                let plain = if text.contains('\0') { Err(Invalid::field("event_id", "must not contain NUL characters")) } else { Ok(text) };
+                faults.note(plain)
+            }),
+            from: self.from,
+            to: self.to,
+            before: self.cursor.and_then(|text| {
+                let parsed = text.parse::<QueueId>();
+                faults.note(parsed.map_err(|_| Invalid::field("cursor", "must be a next_cursor of this list")))
+            }),
+        };
+        faults.into_result()?;
+        Ok((filter, limit.expect("a fault would have been noted")))
+    }
+}
+
+/// Items of a page.
+pub(super) fn page_size(limit: Option<i64>) -> Result<usize, Invalid> {
+    match limit.unwrap_or(PAGE_DEFAULT) {
+        limit @ 1..=PAGE_MAX => Ok(usize::try_from(limit).expect("it is between 1 and 200")),
+        _ => Err(Invalid::field("limit", format!("must be from 1 to {PAGE_MAX}"))),
+    }
+}
+
+/// List deliveries, newest first.
+#[utoipa::path(get, path = "/webhooks", tag = TAG, params(ListQuery), responses(
+    (status = 200, body = Page<DeliveryView>),
+    (status = 422, description = "A filter is at fault", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn list(State(api): State<Api>, ApiQuery(query): ApiQuery<ListQuery>) -> Result<Json<Page<DeliveryView>>, ApiError> {
+    let (filter, limit) = query.filter()?;
+    let deliveries = api.deliveries.list(&filter, limit).await?;
+    let next_cursor = deliveries.get(limit - 1).map(|last| last.queue_id.to_string());
+    Ok(Json(Page { items: deliveries.into_iter().map(DeliveryView::from).collect(), next_cursor }))
+}
+
+/// What to count.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StatisticsQuery {
+    /// Terminal deliveries of this long, such as `1h` or `7d`; all that are kept, if not given. It begins on a whole
+    /// minute; above 3 hours on a whole hour, above 3 days on a whole day (UTC). `from` of the answer tells when.
+    window: Option<String>,
+    /// Of this config.
+    config_id: Option<i64>,
+}
+
+/// Count deliveries and attempts: exactly, and in milliseconds whatever the history.
+#[utoipa::path(get, path = "/webhooks/stats", tag = TAG, params(StatisticsQuery), responses(
+    (status = 200, body = StatisticsView),
+    (status = 422, description = "A parameter is at fault", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn statistics(
+    State(api): State<Api>,
+    ApiQuery(query): ApiQuery<StatisticsQuery>,
+) -> Result<Json<StatisticsView>, ApiError> {
+    let mut faults = Faults::default();
+    let window = query.window.and_then(|text| faults.note(parse_window(&text)));
+    let config_id = query.config_id.and_then(|number| faults.note(EndpointId::parse("config_id", number)));
+    faults.into_result()?;
+    Ok(Json(api.deliveries.statistics(&StatisticsScope { window, config_id }).await?.into()))
+}
+
+/// A window of a minute to a hundred years.
+pub fn parse_window(text: &str) -> Result<Duration, Invalid> {
+    let window = humantime::parse_duration(text).ok();
+    let bounds = Duration::from_mins(1)..=Duration::from_hours(24 * 36_500);
+    window
+        .filter(|window| bounds.contains(window))
+        .ok_or_else(|| Invalid::field("window", "must be a duration of a minute or more, such as 1h or 7d"))
+}
+
+/// Attempt a waiting delivery now.
+#[utoipa::path(post, path = "/webhooks/{queue_id}/retry", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
+    (status = 200, description = "Its next attempt is due now", body = DeliveryView),
+    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It is not waiting for a later time", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn retry(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Json<DeliveryView>, ApiError> {
+    Ok(Json(api.deliveries.retry_now(queue_id).await?.into()))
+}
+
+/// Cancel a delivery that is not being attempted.
+#[utoipa::path(post, path = "/webhooks/{queue_id}/cancel", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
+    (status = 200, description = "It is cancelled", body = DeliveryView),
+    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It is being attempted, or terminal already", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn cancel(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Json<DeliveryView>, ApiError> {
+    Ok(Json(api.deliveries.cancel(queue_id).await?.into()))
+}
+
+/// Send a terminal delivery again, as a new one that refers to it.
+#[utoipa::path(post, path = "/webhooks/{queue_id}/replay", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
+    (status = 201, description = "The new delivery", body = DeliveryView),
+    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "It is still open, or its config was deleted", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn replay(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Response, ApiError> {
+    let delivery = api.deliveries.replay(queue_id).await?;
+    let location = [(header::LOCATION, format!("/webhooks/{}", delivery.queue_id))];
+    Ok((StatusCode::CREATED, location, Json(DeliveryView::from(delivery))).into_response())
+}

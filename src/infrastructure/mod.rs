@@ -1,0 +1,10 @@
+//! How it is done: PostgreSQL, HTTP in both directions, settings, logs. Every import of sqlx, axum and reqwest is here.
+
+pub mod embedded_postgres;
+pub mod http;
+pub mod postgres;
+pub mod sender;
+pub mod service;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,246 @@
+//! The queue's hot path. The statements are functions of the schema, which pins their plans; see the migrations.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use sqlx::types::Uuid;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use super::{Database, ENGINE_LIMIT, from_micros, has_code, micros, store_error, within};
+use crate::application::ports::{Claim, DeliveryQueue, Promotion, Settled, StoreError, Stored, Upkeep as _};
+use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, QueueId};
+use crate::domain::endpoint::EndpointId;
+use crate::domain::event::EventType;
+use crate::domain::retry::{DeadLetterReason, Verdict};
+
+/// SQLSTATE of a violated CHECK: what a settle meets where there is no archive for today.
+const CHECK_VIOLATION: &str = "23514";
+
+#[async_trait]
+impl DeliveryQueue for Database {
+    async fn enqueue(&self, deliveries: &[NewDelivery]) -> Result<Vec<Stored>, StoreError> {
+        // sorted, so that two enqueues that meet at the same events never wait for each other in a circle
+        let mut sorted: Vec<&NewDelivery> = deliveries.iter().collect();
+        sorted.sort_unstable_by_key(|d| (d.config_id, d.event_type, &d.event_id));
+        let refused = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
+        let refused: HashMap<Uuid, Option<Uuid>> = refused.into_iter().collect();
+        let stored = deliveries.iter().map(|delivery| match refused.get(&delivery.queue_id.get()) {
+            None => Stored::New,
+            Some(Some(first)) => Stored::Duplicate(QueueId::new(*first)),
+            Some(None) => Stored::EndpointChanged,
+        });
+        Ok(stored.collect())
+    }
+
+    async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError> {
+        let limit = i32::try_from(claim.limit).unwrap_or(i32::MAX);
+        let rows = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
+            r#"-- queue.claim
+            select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
+                   event_type as "event_type!", event_id as "event_id!", webhook_url as "webhook_url!",
+                   correlation_id, traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
+                   locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!"
+            from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5)"#,
+            claim.worker_id.as_str(),
+            limit,
+            // the operator takes a double; a lease is exact in it
+            claim.lease.as_secs_f64() * 1e6,
+            claim.after.map_or(0, EndpointId::get),
+            claim.held,
+        )
+        .fetch_all(&mut *connection))?;
+        let claimed_at = Instant::now();
+        let deliveries = rows.into_iter().map(|row| {
+            Ok(LeasedDelivery {
+                queue_id: QueueId::new(row.queue_id),
+                lease: Lease { worker_id: claim.worker_id.clone(), locked_at: row.locked_at },
+                config_id: EndpointId::from_stored(row.config_id),
+                config_revision: row.config_revision,
+                event_type: row.event_type.parse::<EventType>().map_err(inconsistent)?,
+                event_id: row.event_id,
+                webhook_url: row.webhook_url,
+                correlation_id: row.correlation_id,
+                traceparent: row.traceparent,
+                attempt: u8::try_from(row.retry_count).map_err(inconsistent)?,
+                max_retries: u8::try_from(row.max_retries).map_err(inconsistent)?,
+                abandoned_for: row.abandoned_at.map(|at| (row.locked_at - at).to_std().unwrap_or_default()),
+                waited: from_micros(row.waited_us),
+                claimed_at,
+            })
+        });
+        deliveries.collect()
+    }
+
+    async fn settle(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
+        let written = match self.settle_once(attempts).await {
+            Err(error) if has_code(&error, CHECK_VIOLATION) => {
+                // the clock has run past the last archive
+                self.ensure_archives().await?;
+                self.settle_once(attempts).await?
+            }
+            result => result?,
+        };
+        let settled = attempts.iter().map(|attempt| {
+            if written.contains(&attempt.queue_id.get()) { Settled::Written } else { Settled::LeaseLost }
+        });
+        Ok(settled.collect())
+    }
+
+    async fn promote(&self, limit: usize) -> Result<Promotion, StoreError> {
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let row = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
+            r#"-- queue.promote
+            select promoted as "promoted!", next_due_us from webhook_promote($1)"#,
+            limit
+        )
+        .fetch_one(&mut *connection))?;
+        let promoted = usize::try_from(row.promoted).unwrap_or_default();
+        Ok(Promotion { promoted, next_due_in: row.next_due_us.map(from_micros) })
+    }
+}
+
+impl Database {
+    async fn settle_once(&self, attempts: &[FinishedAttempt]) -> Result<std::collections::HashSet<Uuid>, StoreError> {
+        within!(self.engine, ENGINE_LIMIT, |connection| settle_all(&mut connection, attempts))
+    }
+}
+
+/// Stores deliveries; answers those that it did not store, with the delivery that was there before.
+async fn insert(connection: &mut PgConnection, deliveries: &[&NewDelivery]) -> sqlx::Result<Vec<(Uuid, Option<Uuid>)>> {
+    macro_rules! column {
+        (|$delivery:ident| $value:expr) => {
+            deliveries.iter().map(|$delivery| $value).collect::<Vec<_>>()
+        };
+    }
+    let rows = sqlx::query!(
+        r#"-- queue.enqueue
+        select queue_id as "queue_id!", first_queue_id
+        from webhook_enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
+        &column!(|d| d.queue_id.get()),
+        &column!(|d| d.event_type.as_str()) as &[&str],
+        &column!(|d| d.event_id.as_str()) as &[&str],
+        &column!(|d| d.named),
+        &column!(|d| d.config_id.get()),
+        &column!(|d| d.config_revision),
+        &column!(|d| d.webhook_url.as_str()) as &[&str],
+        &column!(|d| d.url_params.as_str()) as &[&str],
+        &column!(|d| i16::from(d.priority.get())),
+        &column!(|d| i16::from(d.max_retries)),
+        &column!(|d| d.scheduled_at) as &[Option<chrono::DateTime<chrono::Utc>>],
+        &column!(|d| d.correlation_id.as_deref()) as &[Option<&str>],
+        &column!(|d| d.traceparent.as_deref()) as &[Option<&str>],
+        &column!(|d| d.replay_of.map(QueueId::get)) as &[Option<Uuid>],
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.queue_id, row.first_queue_id)).collect())
+}
+
+/// What attempts of one number mean for their deliveries: one statement writes them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    Retry,
+    Terminal,
+}
+
+/// Writes attempts in one transaction; answers the deliveries whose lease still held.
+async fn settle_all(
+    connection: &mut PgConnection,
+    attempts: &[FinishedAttempt],
+) -> sqlx::Result<std::collections::HashSet<Uuid>> {
+    let mut groups: BTreeMap<(u8, Ending), Vec<&FinishedAttempt>> = BTreeMap::new();
+    for attempt in attempts {
+        let ending = match attempt.verdict {
+            Verdict::RetryIn(_) => Ending::Retry,
+            Verdict::Completed | Verdict::DeadLetter(_) => Ending::Terminal,
+        };
+        groups.entry((attempt.number, ending)).or_default().push(attempt);
+    }
+    let gone: Vec<i64> = attempts
+        .iter()
+        .filter(|attempt| attempt.verdict == Verdict::DeadLetter(DeadLetterReason::EndpointGone))
+        .map(|attempt| attempt.config_id.get())
+        .collect();
+
+    // most batches are one statement, which is a transaction by itself
+    if groups.len() == 1 && gone.is_empty() {
+        let ((number, ending), group) = groups.pop_first().expect("there is one");
+        return settle_group(connection, number, ending, group).await;
+    }
+    let mut transaction = connection.begin().await?;
+    let mut written = std::collections::HashSet::new();
+    for ((number, ending), group) in groups {
+        written.extend(settle_group(&mut transaction, number, ending, group).await?);
+    }
+    if !gone.is_empty() {
+        sqlx::query!(
+            "-- queue.disable_gone_endpoints
+            update webhook_configs
+            set enabled = false, disabled_reason = $2, updated_at = now()
+            where id = any($1) and enabled",
+            &gone,
+            DeadLetterReason::EndpointGone.as_str(),
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await?;
+    Ok(written)
+}
+
+async fn settle_group(
+    connection: &mut PgConnection,
+    number: u8,
+    ending: Ending,
+    mut attempts: Vec<&FinishedAttempt>,
+) -> sqlx::Result<std::collections::HashSet<Uuid>> {
+    macro_rules! column {
+        (|$attempt:ident| $value:expr) => {
+            attempts.iter().map(|$attempt| $value).collect::<Vec<_>>()
+        };
+    }
+    // sorted, so that two settles never wait for each other in a circle
+    attempts.sort_unstable_by_key(|attempt| attempt.queue_id);
+    let now = Instant::now();
+    let statement = match ending {
+        Ending::Retry => format!(
+            "-- queue.settle\nselect * from webhook_settle_{number}_retry($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+        ),
+        Ending::Terminal => format!(
+            "-- queue.settle\nselect * from webhook_settle_{number}_terminal($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+        ),
+    };
+    // the text holds nothing but a number from 0 to 6
+    let query = sqlx::query_scalar::<_, Uuid>(AssertSqlSafe(statement))
+        .bind(column!(|a| a.queue_id.get()))
+        .bind(column!(|a| a.lease.worker_id.as_str()))
+        .bind(column!(|a| a.lease.locked_at))
+        .bind(column!(|a| micros(a.times.age(now))))
+        .bind(column!(|a| micros(a.times.length())))
+        .bind(column!(|a| a.times.duration().map(|d| i32::try_from(d.as_millis()).unwrap_or(i32::MAX))))
+        .bind(column!(|a| a.outcome.status().map(|status| i16::try_from(status).unwrap_or(i16::MAX))))
+        .bind(column!(|a| a.outcome.body()))
+        .bind(column!(|a| a.outcome.error()));
+    let query = match ending {
+        Ending::Retry => query.bind(column!(|a| match a.verdict {
+            Verdict::RetryIn(delay) => micros(delay),
+            Verdict::Completed | Verdict::DeadLetter(_) => unreachable!("grouped by verdict"),
+        })),
+        Ending::Terminal => query
+            .bind(column!(|a| match a.verdict {
+                Verdict::DeadLetter(_) => "failed",
+                Verdict::Completed | Verdict::RetryIn(_) => "completed",
+            }))
+            .bind(column!(|a| match a.verdict {
+                Verdict::DeadLetter(reason) => Some(reason.as_str()),
+                Verdict::Completed | Verdict::RetryIn(_) => None,
+            })),
+    };
+    Ok(query.fetch_all(connection).await?.into_iter().collect())
+}
+
+/// A row that the constraints of the schema should have kept out.
+fn inconsistent(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
+    store_error(sqlx::Error::Decode(Box::new(error)))
+}

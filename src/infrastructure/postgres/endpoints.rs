@@ -1,0 +1,219 @@
+//! The rows of `webhook_configs`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use sqlx::types::Json;
+
+use super::{Database, REQUEST_LIMIT, store_error, within};
+use crate::application::ports::{EndpointStore, StoreError};
+use crate::domain::delivery::Priority;
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointSettings, EndpointUrl, ExtraHeaders};
+use crate::domain::invalid::Invalid;
+use crate::domain::retry::RetryPolicy;
+
+#[async_trait]
+impl EndpointStore for Database {
+    async fn register(&self, settings: &EndpointSettings) -> Result<Endpoint, StoreError> {
+        let row = EndpointColumns::from(settings);
+        let stored = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+            EndpointRow,
+            r#"-- endpoints.register
+            insert into webhook_configs (name, postback_url, chargeback_url, headers, timeout_ms, max_retries,
+                                         retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+            returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
+                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
+                      disabled_reason, created_at, updated_at, deleted_at"#,
+            row.name,
+            row.postback_url,
+            row.chargeback_url,
+            Json(row.headers) as _,
+            row.timeout_ms,
+            row.max_retries,
+            row.retry_base_ms,
+            row.retry_cap_ms,
+            row.retry_jitter,
+            row.priority,
+            row.enabled,
+        )
+        .fetch_one(&mut *connection))?;
+        stored.try_into().map_err(inconsistent)
+    }
+
+    async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
+        let row = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+            EndpointRow,
+            r#"-- endpoints.find
+            select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
+                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
+                   disabled_reason, created_at, updated_at, deleted_at
+            from webhook_configs
+            where id = $1"#,
+            id.get(),
+        )
+        .fetch_optional(&mut *connection))?;
+        row.map(TryInto::try_into).transpose().map_err(inconsistent)
+    }
+
+    async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError> {
+        let rows = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+            EndpointRow,
+            r#"-- endpoints.list
+            select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
+                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
+                   disabled_reason, created_at, updated_at, deleted_at
+            from webhook_configs
+            where id > $1 and deleted_at is null
+            order by id
+            limit $2"#,
+            after.map_or(0, EndpointId::get),
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        )
+        .fetch_all(&mut *connection))?;
+        rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>().map_err(inconsistent)
+    }
+
+    async fn change(
+        &self,
+        id: EndpointId,
+        revision: DateTime<Utc>,
+        settings: &EndpointSettings,
+    ) -> Result<Option<Endpoint>, StoreError> {
+        let row = EndpointColumns::from(settings);
+        // a revision is never reused, even by two changes within one tick of the clock
+        let changed = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+            EndpointRow,
+            r#"-- endpoints.change
+            update webhook_configs
+            set name = $3, postback_url = $4, chargeback_url = $5, headers = $6, timeout_ms = $7, max_retries = $8,
+                retry_base_ms = $9, retry_cap_ms = $10, retry_jitter = $11, priority = $12, enabled = $13,
+                disabled_reason = case when $13 then null else disabled_reason end,
+                updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
+            where id = $1 and updated_at = $2 and deleted_at is null
+            returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
+                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
+                      disabled_reason, created_at, updated_at, deleted_at"#,
+            id.get(),
+            revision,
+            row.name,
+            row.postback_url,
+            row.chargeback_url,
+            Json(row.headers) as _,
+            row.timeout_ms,
+            row.max_retries,
+            row.retry_base_ms,
+            row.retry_cap_ms,
+            row.retry_jitter,
+            row.priority,
+            row.enabled,
+        )
+        .fetch_optional(&mut *connection))?;
+        changed.map(TryInto::try_into).transpose().map_err(inconsistent)
+    }
+
+    async fn delete(&self, id: EndpointId) -> Result<bool, StoreError> {
+        let done = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query!(
+            "-- endpoints.delete
+            update webhook_configs
+            set deleted_at = now(), enabled = false,
+                updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
+            where id = $1 and deleted_at is null",
+            id.get(),
+        )
+        .execute(&mut *connection))?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+/// What a change writes.
+struct EndpointColumns<'a> {
+    name: &'a str,
+    postback_url: Option<&'a str>,
+    chargeback_url: Option<&'a str>,
+    headers: &'a BTreeMap<String, String>,
+    timeout_ms: i32,
+    max_retries: i16,
+    retry_base_ms: i32,
+    retry_cap_ms: i32,
+    retry_jitter: f64,
+    priority: i16,
+    enabled: bool,
+}
+
+impl<'a> From<&'a EndpointSettings> for EndpointColumns<'a> {
+    fn from(settings: &'a EndpointSettings) -> Self {
+        let millis = |duration: Duration| i32::try_from(duration.as_millis()).expect("the domain keeps it below a day");
+        Self {
+            name: &settings.name,
+            postback_url: settings.postback_url.as_ref().map(EndpointUrl::as_str),
+            chargeback_url: settings.chargeback_url.as_ref().map(EndpointUrl::as_str),
+            headers: settings.headers.as_map(),
+            timeout_ms: millis(settings.timeout),
+            max_retries: settings.retry.max_retries().into(),
+            retry_base_ms: millis(settings.retry.base()),
+            retry_cap_ms: millis(settings.retry.cap()),
+            retry_jitter: settings.retry.jitter(),
+            priority: settings.priority.get().into(),
+            enabled: settings.enabled,
+        }
+    }
+}
+
+/// What a query answers.
+struct EndpointRow {
+    id: i64,
+    name: String,
+    postback_url: Option<String>,
+    chargeback_url: Option<String>,
+    headers: Json<BTreeMap<String, String>>,
+    timeout_ms: i32,
+    max_retries: i16,
+    retry_base_ms: i32,
+    retry_cap_ms: i32,
+    retry_jitter: f64,
+    priority: i16,
+    enabled: bool,
+    disabled_reason: Option<String>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    deleted_at: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<EndpointRow> for Endpoint {
+    type Error = Invalid;
+
+    fn try_from(row: EndpointRow) -> Result<Self, Invalid> {
+        let url = |field, text: Option<String>| text.map(|text| EndpointUrl::parse(field, &text)).transpose();
+        let settings = EndpointSettings {
+            name: row.name,
+            postback_url: url("postback_url", row.postback_url)?,
+            chargeback_url: url("chargeback_url", row.chargeback_url)?,
+            headers: ExtraHeaders::parse(row.headers.0)?,
+            timeout: Duration::from_millis(u64::from(row.timeout_ms.unsigned_abs())),
+            retry: RetryPolicy::default().changed(
+                Some(row.max_retries.into()),
+                Some(row.retry_base_ms.into()),
+                Some(row.retry_cap_ms.into()),
+                Some(row.retry_jitter),
+            )?,
+            priority: Priority::parse("priority", row.priority.into())?,
+            enabled: row.enabled,
+        };
+        Ok(Self {
+            id: EndpointId::from_stored(row.id),
+            settings,
+            disabled_reason: row.disabled_reason,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            deleted_at: row.deleted_at,
+        })
+    }
+}
+
+/// A row that the domain would not have stored: someone wrote it by hand.
+fn inconsistent(invalid: Invalid) -> StoreError {
+    store_error(sqlx::Error::Decode(Box::new(invalid)))
+}

@@ -1,0 +1,149 @@
+//! The repositories on PostgreSQL, and what they share: pools, time limits, migrations, the meaning of errors.
+
+mod delivery_queue;
+mod delivery_records;
+mod endpoints;
+mod notifications;
+mod upkeep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::ConnectOptions as _;
+
+pub use notifications::{announce_ready, listen_for_ready, tell_ready};
+
+use crate::application::ports::StoreError;
+
+/// The schema, in order.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// Connections of the engine: two claims, one writer at each end, promotion, upkeep.
+const ENGINE_CONNECTIONS: u32 = 6;
+/// How long to wait for a connection.
+const ACQUIRE_LIMIT: Duration = Duration::from_secs(1);
+/// How long a statement of the hot path may take before its connection is given up.
+const ENGINE_LIMIT: Duration = Duration::from_secs(15);
+/// How long a look-up or a change of one row may take.
+const REQUEST_LIMIT: Duration = Duration::from_millis(1500);
+/// How long a list, a count, or upkeep may take.
+const SCAN_LIMIT: Duration = Duration::from_secs(30);
+
+/// The database: one pool for requests and one for the engine, so that neither can starve the other.
+#[derive(Debug, Clone)]
+pub struct Database {
+    requests: PgPool,
+    engine: PgPool,
+    options: PgConnectOptions,
+}
+
+impl Database {
+    /// Prepares pools; connections are made when they are needed, so this does not fail where the database is away.
+    pub fn new(options: PgConnectOptions, request_connections: u32) -> Self {
+        let options = options.application_name("webhook-processor").disable_statement_logging();
+        let pool = |connections| {
+            PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_LIMIT).connect_lazy_with(options.clone())
+        };
+        Self { requests: pool(request_connections), engine: pool(ENGINE_CONNECTIONS), options }
+    }
+
+    /// Brings the schema up to date. Safe to call from several processes at once.
+    pub async fn migrate(&self) -> anyhow::Result<()> {
+        let mut connection = self.options.connect().await?;
+        MIGRATIONS.run(&mut connection).await?;
+        Ok(())
+    }
+
+    /// Whether the schema is as new as this program needs it. Fails where the database does not answer.
+    pub async fn is_migrated(&self) -> Result<bool, StoreError> {
+        let newest = MIGRATIONS.iter().map(|migration| migration.version).max();
+        let applied: Option<i64> = within!(
+            self.requests,
+            REQUEST_LIMIT,
+            |connection| sqlx::query_scalar("-- database.version\nselect max(version) from _sqlx_migrations where success")
+                .fetch_one(&mut *connection)
+        )
+        .or_else(|error| if is_missing_table(&error) { Ok(None) } else { Err(error) })?;
+        Ok(applied >= newest)
+    }
+
+    /// Connections of the pools: open ones, and how many of those are idle; for requests and for the engine.
+    pub fn pool_use(&self) -> [(&'static str, u32, usize); 2] {
+        [("requests", &self.requests), ("engine", &self.engine)].map(|(name, pool)| (name, pool.size(), pool.num_idle()))
+    }
+
+    /// Closes all connections.
+    pub async fn close(&self) {
+        self.requests.close().await;
+        self.engine.close().await;
+    }
+}
+
+/// Runs one statement, or a few, on a connection of a pool within a time limit. A connection that does not answer in
+/// time is closed, not given back: its state is unknown.
+macro_rules! within {
+    ($pool:expr, $limit:expr, |$connection:ident| $work:expr) => {
+        match $pool.acquire().await {
+            Err(error) => Err($crate::infrastructure::postgres::store_error(error)),
+            Ok(mut $connection) => match tokio::time::timeout($limit, $work).await {
+                Ok(result) => result.map_err($crate::infrastructure::postgres::store_error),
+                Err(_) => {
+                    $connection.close_on_drop();
+                    Err($crate::infrastructure::postgres::no_answer())
+                }
+            },
+        }
+    };
+}
+use within;
+
+/// What an error of the driver means for the application.
+fn store_error(error: sqlx::Error) -> StoreError {
+    let unavailable = match &error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(database) => database.code().is_some_and(|code| is_passing(&code)),
+        _ => false,
+    };
+    let cause = Arc::new(anyhow::Error::new(error));
+    if unavailable { StoreError::Unavailable(cause) } else { StoreError::Unexpected(cause) }
+}
+
+/// Whether an SQLSTATE tells of a state that passes, so that the same statement may succeed later.
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn is_passing(code: &str) -> bool {
+    // connection exception, insufficient resources, operator intervention, system error
+    ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
+        // serialization failure, deadlock, lock not available, read-only transaction (a standby after a failover)
+        || ["40001", "40P01", "55P03", "25006"].contains(&code)
+}
+
+fn no_answer() -> StoreError {
+    StoreError::Unavailable(Arc::new(anyhow::anyhow!("no answer in time")))
+}
+
+fn is_missing_table(error: &StoreError) -> bool {
+    has_code(error, "42P01")
+}
+
+/// Whether the database refused with this SQLSTATE.
+fn has_code(error: &StoreError, code: &str) -> bool {
+    let (StoreError::Unavailable(cause) | StoreError::Unexpected(cause)) = error;
+    let driver = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    driver.and_then(|database| database.code()).is_some_and(|found| found == code)
+}
+
+/// Microseconds for SQL, which adds them to its own clock.
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A duration that SQL tells in microseconds; what lies in the past is zero.
+fn from_micros(micros: i64) -> Duration {
+    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}

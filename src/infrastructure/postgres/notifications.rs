@@ -1,0 +1,81 @@
+//! Wakeups between processes, by LISTEN and NOTIFY. Hints only: what is lost costs a poll's time, nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Database, REQUEST_LIMIT, within};
+use crate::application::ports::StoreError;
+use crate::application::wakeup::Wakeup;
+
+/// The channel that processes of one database share.
+const CHANNEL: &str = "webhook_ready";
+/// The shortest time between two announcements of a process: NOTIFY takes a lock of the whole cluster at commit.
+const ANNOUNCE_EVERY: Duration = Duration::from_millis(50);
+/// The wait before a listener connects again.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+
+/// Tells other processes that something is ready here, at most once in [`ANNOUNCE_EVERY`], outside any transaction.
+pub async fn announce_ready(database: Database, wakeup: Arc<Wakeup>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = wakeup.announced() => {}
+        }
+        if let Err(cause) = tell_ready(&database).await {
+            debug!(error = %cause, "other processes could not be told; they find it when they poll");
+        }
+        sleep(ANNOUNCE_EVERY).await;
+    }
+}
+
+/// Tells other processes once.
+pub async fn tell_ready(database: &Database) -> Result<(), StoreError> {
+    within!(database.engine, REQUEST_LIMIT, |connection| sqlx::query!(
+        "-- notifications.tell_ready
+        select pg_notify($1, '') as notified",
+        CHANNEL
+    )
+    .execute(&mut *connection))?;
+    Ok(())
+}
+
+/// Wakes a worker here whenever any process announces something. `options` must lead to PostgreSQL itself, or to a
+/// pooler that keeps sessions.
+pub async fn listen_for_ready(options: PgConnectOptions, wakeup: Arc<Wakeup>, stop: CancellationToken) {
+    let mut told = false;
+    while !stop.is_cancelled() {
+        let result = tokio::select! {
+            () = stop.cancelled() => return,
+            result = listen_until_lost(&options, &wakeup) => result,
+        };
+        match result {
+            Ok(()) => info!("the connection for wakeups was lost; connecting again"),
+            Err(cause) if !told => {
+                told = true;
+                warn!(error = %cause, "no wakeups from other processes for now; polling goes on");
+            }
+            Err(cause) => debug!(error = %cause, "still no wakeups from other processes"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(RECONNECT_AFTER) => {}
+        }
+    }
+}
+
+async fn listen_until_lost(options: &PgConnectOptions, wakeup: &Wakeup) -> sqlx::Result<()> {
+    let pool = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.listen(CHANNEL).await?;
+    // what was announced while nobody listened
+    wakeup.wake_worker();
+    while listener.try_recv().await?.is_some() {
+        wakeup.wake_worker();
+    }
+    Ok(())
+}

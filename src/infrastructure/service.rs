@@ -1,0 +1,227 @@
+//! Composition: settings in, a running service out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use metrics_exporter_prometheus::PrometheusHandle;
+use rand::RngExt as _;
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
+use super::http::{self, Api, Operations};
+use super::postgres::{Database, announce_ready, listen_for_ready};
+use super::sender::{HttpSender, SenderSettings};
+use super::settings::Settings;
+use crate::application::deliver::Deliver;
+use crate::application::directory::EndpointDirectory;
+use crate::application::enqueue::Enqueue;
+use crate::application::manage_deliveries::ManageDeliveries;
+use crate::application::manage_endpoints::ManageEndpoints;
+use crate::application::upkeep;
+use crate::application::wakeup::Wakeup;
+use crate::application::worker_pool::WorkerPool;
+use crate::domain::address::AddressPolicy;
+use crate::domain::delivery::WorkerId;
+
+/// How long an enqueue may take before it is answered with 503.
+const ENQUEUE_PATIENCE: Duration = Duration::from_millis(1800);
+/// The wait between tries to reach the database at start.
+const DATABASE_AGAIN: Duration = Duration::from_secs(1);
+/// Beyond the limit of an attempt: how long the last outcomes may take to be written at the end.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Which parts of the service a process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// API and workers.
+    Serve,
+    /// The API alone.
+    Api,
+    /// Workers alone, with health and metrics.
+    Worker,
+}
+
+/// A database that is ready for use: an external one, or the private one.
+pub struct ReadyDatabase {
+    /// Its pools.
+    pub database: Database,
+    /// For LISTEN.
+    pub listen_options: PgConnectOptions,
+    embedded: Option<EmbeddedPostgres>,
+}
+
+impl ReadyDatabase {
+    /// Connects, starting the private server if there is no other, and brings the schema up to date.
+    /// Waits for an external database that is away, until `stop`.
+    pub async fn prepare(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Self> {
+        let (options, embedded) = if let Some(options) = &settings.database {
+            (options.clone(), None)
+        } else {
+            let options = EmbeddedOptions { directory: settings.data_dir.join("postgres"), durable: true, binaries: None };
+            let embedded = EmbeddedPostgres::start(&options).await?;
+            (embedded.connect_options(), Some(embedded))
+        };
+        let database = Database::new(options.clone(), settings.request_connections);
+        let listen_options = settings.listen_database.clone().unwrap_or(options);
+        let ready = Self { database, listen_options, embedded };
+        if let Err(error) = ready.migrate(stop).await {
+            ready.close().await;
+            return Err(error);
+        }
+        Ok(ready)
+    }
+
+    async fn migrate(&self, stop: &CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let Err(error) = self.database.migrate().await else { return Ok(()) };
+            if !is_connection_refused(&error) {
+                return Err(error.context("bringing the database's schema up to date"));
+            }
+            warn!(error = format!("{error:#}"), "the database is not there yet; trying again");
+            tokio::select! {
+                () = stop.cancelled() => bail!("stopped before the database was there"),
+                () = sleep(DATABASE_AGAIN) => {}
+            }
+        }
+    }
+
+    /// Closes the pools and stops the private server, if nobody else uses it.
+    pub async fn close(self) {
+        self.database.close().await;
+        if let Some(embedded) = self.embedded
+            && let Err(error) = embedded.stop().await
+        {
+            warn!(error = format!("{error:#}"), "the private PostgreSQL could not be stopped");
+        }
+    }
+}
+
+/// Whether the server is not there, or is still starting.
+fn is_connection_refused(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Io(_)) => true,
+        Some(sqlx::Error::Database(database)) => database.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    })
+}
+
+/// The use cases on a database.
+pub struct Application {
+    /// What the API works with.
+    pub api: Api,
+    /// Who is woken when something is ready.
+    pub wakeup: Arc<Wakeup>,
+    directory: Arc<EndpointDirectory>,
+}
+
+impl Application {
+    /// Puts the use cases together.
+    pub fn new(database: &Database, settings: &Settings) -> Self {
+        let store = Arc::new(database.clone());
+        let wakeup = Arc::new(Wakeup::default());
+        let directory = Arc::new(EndpointDirectory::new(store.clone()));
+        let enqueue = Arc::new(Enqueue::start(directory.clone(), store.clone(), wakeup.clone(), ENQUEUE_PATIENCE));
+        let addresses = AddressPolicy::new(settings.egress_allow.clone());
+        let api = Api {
+            enqueue: enqueue.clone(),
+            deliveries: Arc::new(ManageDeliveries::new(store.clone(), directory.clone(), enqueue, wakeup.clone())),
+            endpoints: Arc::new(ManageEndpoints::new(store, directory.clone(), addresses, wakeup.clone())),
+        };
+        Self { api, wakeup, directory }
+    }
+
+    /// Workers on the same database.
+    pub fn worker_pool(&self, database: &Database, settings: &Settings) -> anyhow::Result<WorkerPool> {
+        let store = Arc::new(database.clone());
+        let sender = HttpSender::new(SenderSettings {
+            timeout: settings.http_timeout,
+            response_bytes_max: settings.response_bytes_max,
+            idle_connections_max: settings.workers.count * settings.workers.batch_size,
+            addresses: AddressPolicy::new(settings.egress_allow.clone()),
+        })?;
+        let deliver = Deliver::start(self.directory.clone(), store.clone(), Arc::new(sender), self.wakeup.clone());
+        Ok(WorkerPool::new(store, deliver, self.wakeup.clone(), settings.workers.clone()))
+    }
+}
+
+/// Runs a role until `stop`, then finishes what is under way.
+pub async fn run(settings: &Settings, role: Role, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
+    // first, so that a second process on the same address is told so before it starts anything
+    let listener = TcpListener::bind(settings.listen_addr)
+        .await
+        .with_context(|| format!("LISTEN_ADDR: cannot listen on {}", settings.listen_addr))?;
+    let ready = ReadyDatabase::prepare(settings, &stop).await?;
+    let ended = run_on(settings, role, metrics, &ready, listener, stop).await;
+    ready.close().await;
+    ended
+}
+
+/// Runs a role on a database that is ready.
+pub async fn run_on(
+    settings: &Settings,
+    role: Role,
+    metrics: PrometheusHandle,
+    ready: &ReadyDatabase,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let database = &ready.database;
+    let application = Application::new(database, settings);
+    let address = listener.local_addr()?;
+    let operations = Operations::new(database.clone(), metrics.clone(), settings.ready_age_max);
+    let router = http::router(operations, (role != Role::Worker).then(|| application.api.clone()));
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(http::serve(listener, router, stop.clone()));
+    tasks.spawn(upkeep::run(Arc::new(database.clone()), settings.archive_retention, stop.clone()));
+    tasks.spawn(announce_ready(database.clone(), application.wakeup.clone(), stop.clone()));
+    tasks.spawn(keep_metrics_small(metrics, stop.clone()));
+    if role != Role::Api {
+        tasks.spawn(listen_for_ready(ready.listen_options.clone(), application.wakeup.clone(), stop.clone()));
+        let workers = Arc::new(application.worker_pool(database, settings)?);
+        tasks.spawn(workers.run(worker_ids(settings.workers.count), stop.clone()));
+    }
+    info!(%address, role = format!("{role:?}").to_lowercase(), "listening");
+    if role != Role::Worker {
+        info!("documentation: http://{address}/docs");
+    }
+
+    let first = tasks.join_next().await;
+    if !stop.is_cancelled() {
+        stop.cancel();
+        bail!("a part of the service ended unexpectedly: {first:?}");
+    }
+    let limit = settings.http_timeout + SETTLE_TIME_MAX;
+    if timeout(limit, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+        bail!("not all attempts could be finished; the others are repeated when their leases end");
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// `host:pid:random:n`, so that two workers never have the same name, wherever they run.
+fn worker_ids(count: usize) -> Vec<WorkerId> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "unknown-host",
+        name => name,
+    };
+    let random = rand::rng().random();
+    (1..=count).map(|number| WorkerId::new(host, std::process::id(), random, number)).collect()
+}
+
+/// Histograms hold single values until someone reads them; this folds them into their buckets.
+async fn keep_metrics_small(metrics: PrometheusHandle, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(Duration::from_secs(5)) => metrics.run_upkeep(),
+        }
+    }
+}

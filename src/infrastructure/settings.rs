@@ -1,0 +1,332 @@
+//! Settings: from the environment, then `.env`, then defaults. What is unknown or contradictory is refused at start.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use config::{Config, Map, Value, ValueKind};
+use ipnet::IpNet;
+use sqlx::postgres::PgConnectOptions;
+
+use super::telemetry::LogFormat;
+use crate::application::worker_pool::WorkerSettings;
+use crate::domain::endpoint::TIMEOUT_MAX;
+
+/// A lease must outlive an attempt by this much: the time to write its outcome.
+pub const LOCK_MARGIN: Duration = Duration::from_secs(15);
+
+/// A setting: its name, its default as it would be written, and its meaning.
+pub struct Setting {
+    /// The environment variable.
+    pub name: &'static str,
+    /// Empty: unset.
+    pub default: &'static str,
+    /// One line.
+    pub meaning: &'static str,
+}
+
+/// All settings, in the order of `.env.example`.
+pub const SETTINGS: [Setting; 16] = [
+    setting("DATABASE_URL", "", "PostgreSQL 15 or newer; unset: a private one, from the binaries on this machine"),
+    setting("LISTEN_DATABASE_URL", "", "where DATABASE_URL leads to a pooler: a direct URL, for wakeups"),
+    setting("DATABASE_MAX_CONNECTIONS", "10", "connections for API requests; the engine has 6 of its own, and one for wakeups"),
+    setting("DATA_DIR", ".data", "where the private PostgreSQL keeps its files"),
+    setting("LISTEN_ADDR", "127.0.0.1:8080", "API address"),
+    setting("WORKER_COUNT", "10", "workers a process"),
+    setting("WORKER_BATCH_SIZE", "50", "leases that each worker may hold: its attempts at one time"),
+    setting("WORKER_POLL_INTERVAL", "5s", "how often a worker looks without being woken"),
+    setting("WORKER_LOCK_DURATION", "5m", "how long a lease lasts; must exceed HTTP_TIMEOUT by 15s"),
+    setting("HTTP_TIMEOUT", "30s", "upper bound of one attempt, from connect to the end of the body; at most 5m"),
+    setting("RESPONSE_BODY_MAX", "4096", "bytes of a response that are read and kept with the attempt; at most 65536"),
+    setting("EGRESS_ALLOW", "", "networks that receivers may be in although not public, comma-separated, such as 127.0.0.0/8"),
+    setting("ARCHIVE_RETENTION", "90d", "how long terminal deliveries are kept; at least 1d"),
+    setting("READY_AGE_MAX", "15m", "/health/ready fails while the oldest ready delivery has waited longer"),
+    setting("LOG_LEVEL", "info", "error, warn, info, debug or trace; or directives such as info,webhook_processor=debug"),
+    setting("LOG_FORMAT", "pretty", "pretty, json or logfmt"),
+];
+
+const fn setting(name: &'static str, default: &'static str, meaning: &'static str) -> Setting {
+    Setting { name, default, meaning }
+}
+
+/// Names that begin like this are ours, so an unknown one is a mistake.
+const OUR_PREFIXES: [&str; 7] =
+    ["WORKER_", "RESPONSE_BODY_", "EGRESS_", "ARCHIVE_", "READY_AGE_", "LISTEN_", "DATABASE_"];
+/// Names that other programs read from the same `.env`.
+const FOREIGN_PREFIXES: [&str; 5] = ["POSTGRES_", "PG", "COMPOSE_", "DOCKER_", "RUST_"];
+
+/// A setting that cannot be accepted.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {message}")]
+pub struct SettingsError {
+    name: String,
+    message: String,
+}
+
+impl SettingsError {
+    fn new(name: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { name: name.into(), message: message.into() }
+    }
+}
+
+/// Everything that can be set. It may hold passwords, so it has no `Debug`.
+#[derive(Clone)]
+pub struct Settings {
+    /// `None`: a private PostgreSQL.
+    pub database: Option<PgConnectOptions>,
+    /// For LISTEN, where it differs.
+    pub listen_database: Option<PgConnectOptions>,
+    /// Connections for requests.
+    pub request_connections: u32,
+    /// Where the private PostgreSQL keeps its files.
+    pub data_dir: PathBuf,
+    /// API address.
+    pub listen_addr: SocketAddr,
+    /// The workers.
+    pub workers: WorkerSettings,
+    /// Upper bound of one attempt.
+    pub http_timeout: Duration,
+    /// Bytes of a response that are kept.
+    pub response_bytes_max: usize,
+    /// Networks that receivers may be in although not public.
+    pub egress_allow: Vec<IpNet>,
+    /// How long terminal deliveries are kept.
+    pub archive_retention: Duration,
+    /// Age of the oldest ready delivery at which the service counts as not ready.
+    pub ready_age_max: Duration,
+    /// Filter directives.
+    pub log_level: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// Reads the environment of this process and `.env` in its working directory.
+    pub fn load() -> Result<Self, SettingsError> {
+        let file = match dotenvy::dotenv_iter() {
+            Ok(lines) => {
+                let lines = lines.collect::<Result<BTreeMap<_, _>, _>>();
+                lines.map_err(|error| SettingsError::new(".env", format!("cannot be read: {}", without_line(&error))))?
+            }
+            Err(error) if error.not_found() => BTreeMap::new(),
+            Err(error) => return Err(SettingsError::new(".env", format!("cannot be read: {}", without_line(&error)))),
+        };
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self::from_sources(file, environment)
+    }
+
+    /// Reads settings from the lines of a file and from an environment, which goes first.
+    pub fn from_sources(
+        file: BTreeMap<String, String>,
+        environment: HashMap<String, String>,
+    ) -> Result<Self, SettingsError> {
+        let starts = |name: &str, prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        for name in file.keys().filter(|name| !is_setting(name) && !starts(name, &FOREIGN_PREFIXES)) {
+            return Err(SettingsError::new(name, "is in .env, but there is no such setting"));
+        }
+        for name in environment.keys().filter(|name| !is_setting(name) && starts(name, &OUR_PREFIXES)) {
+            return Err(SettingsError::new(name, "there is no such setting"));
+        }
+        Source::new(file, environment)?.settings()
+    }
+}
+
+fn is_setting(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.name == name)
+}
+
+/// dotenvy repeats the faulty line, which may hold a password.
+fn without_line(error: &dotenvy::Error) -> String {
+    match error {
+        dotenvy::Error::LineParse(_, column) => format!("a line cannot be parsed, at its column {column}"),
+        other => other.to_string(),
+    }
+}
+
+/// The layers, and how single settings are read from them.
+struct Source(Config);
+
+impl Source {
+    fn new(file: BTreeMap<String, String>, environment: HashMap<String, String>) -> Result<Self, SettingsError> {
+        let mut builder = Config::builder();
+        for setting in &SETTINGS {
+            builder = builder
+                .set_default(setting.name.to_lowercase(), setting.default)
+                .map_err(|error| SettingsError::new(setting.name, error.to_string()))?;
+        }
+        let known = |(name, value): (String, String)| {
+            // an empty variable counts as unset, as compose files write it
+            (is_setting(&name) && !value.is_empty())
+                .then(|| (name.to_lowercase(), Value::new(None, ValueKind::String(value))))
+        };
+        let file: Map<String, Value> = file.into_iter().filter_map(known).collect();
+        let environment: Map<String, Value> = environment.into_iter().filter_map(known).collect();
+        for layer in [file, environment] {
+            builder = builder.add_source(Layer(layer));
+        }
+        Ok(Self(builder.build().map_err(|error| SettingsError::new("settings", error.to_string()))?))
+    }
+
+    fn settings(&self) -> Result<Settings, SettingsError> {
+        let http_timeout = self.duration("HTTP_TIMEOUT", Duration::from_millis(1), TIMEOUT_MAX)?;
+        let lease = self.duration("WORKER_LOCK_DURATION", Duration::from_secs(1), Duration::from_hours(24))?;
+        if lease < http_timeout + LOCK_MARGIN {
+            return Err(SettingsError::new(
+                "WORKER_LOCK_DURATION",
+                format!(
+                    "must exceed HTTP_TIMEOUT ({}) by {} or more, or deliveries would be sent twice",
+                    humantime::format_duration(http_timeout),
+                    humantime::format_duration(LOCK_MARGIN),
+                ),
+            ));
+        }
+        Ok(Settings {
+            database: self.database("DATABASE_URL")?,
+            listen_database: self.database("LISTEN_DATABASE_URL")?,
+            request_connections: self.number("DATABASE_MAX_CONNECTIONS", 1, 1_000)?,
+            data_dir: self.text("DATA_DIR")?.into(),
+            listen_addr: self.parse("LISTEN_ADDR", "an address and a port, such as 127.0.0.1:8080")?,
+            workers: WorkerSettings {
+                count: self.number("WORKER_COUNT", 1, 1_000)?,
+                batch_size: self.number("WORKER_BATCH_SIZE", 1, 1_000)?,
+                poll_interval: self.duration("WORKER_POLL_INTERVAL", Duration::from_millis(10), Duration::from_hours(1))?,
+                lease,
+            },
+            http_timeout,
+            response_bytes_max: self.number("RESPONSE_BODY_MAX", 0, 65_536)?,
+            egress_allow: self.networks("EGRESS_ALLOW")?,
+            archive_retention: self.duration("ARCHIVE_RETENTION", Duration::from_hours(24), Duration::from_hours(24 * 36_500))?,
+            ready_age_max: self.duration("READY_AGE_MAX", Duration::from_secs(1), Duration::from_hours(24 * 365))?,
+            log_level: self.log_level("LOG_LEVEL")?,
+            log_format: self.parse("LOG_FORMAT", "pretty, json or logfmt")?,
+        })
+    }
+
+    fn text(&self, name: &'static str) -> Result<String, SettingsError> {
+        self.0.get_string(&name.to_lowercase()).map_err(|error| SettingsError::new(name, error.to_string()))
+    }
+
+    fn parse<T: FromStr>(&self, name: &'static str, expected: &str) -> Result<T, SettingsError> {
+        self.text(name)?.parse().map_err(|_| SettingsError::new(name, format!("must be {expected}")))
+    }
+
+    fn number<T: FromStr + PartialOrd + std::fmt::Display>(&self, name: &'static str, min: T, max: T) -> Result<T, SettingsError> {
+        let expected = format!("a whole number from {min} to {max}");
+        let number = self.parse(name, &expected)?;
+        if min <= number && number <= max { Ok(number) } else { Err(SettingsError::new(name, format!("must be {expected}"))) }
+    }
+
+    fn duration(&self, name: &'static str, min: Duration, max: Duration) -> Result<Duration, SettingsError> {
+        let fault = || {
+            let [min, max] = [min, max].map(humantime::format_duration);
+            SettingsError::new(name, format!("must be a duration from {min} to {max}, such as 30s, 5m or 90d"))
+        };
+        let duration = humantime::parse_duration(&self.text(name)?).map_err(|_| fault())?;
+        if (min..=max).contains(&duration) { Ok(duration) } else { Err(fault()) }
+    }
+
+    fn database(&self, name: &'static str) -> Result<Option<PgConnectOptions>, SettingsError> {
+        let url = self.text(name)?;
+        if url.is_empty() {
+            return Ok(None);
+        }
+        // the driver's message may repeat parts of the URL, which holds a password
+        let fault = || SettingsError::new(name, "must be a URL such as postgres://user:password@host:5432/database");
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(fault());
+        }
+        url.parse().map(Some).map_err(|_| fault())
+    }
+
+    fn networks(&self, name: &'static str) -> Result<Vec<IpNet>, SettingsError> {
+        let text = self.text(name)?;
+        let networks = text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
+            let network = part.parse::<IpNet>().or_else(|_| part.parse::<std::net::IpAddr>().map(IpNet::from));
+            network.map_err(|_| SettingsError::new(name, "must be networks such as 127.0.0.0/8,10.1.0.0/16"))
+        });
+        networks.collect()
+    }
+
+    fn log_level(&self, name: &'static str) -> Result<String, SettingsError> {
+        let text = self.text(name)?;
+        match text.parse::<tracing_subscriber::EnvFilter>() {
+            // a lone word that is no level would be taken for the name of a module
+            Ok(_) if text.contains(['=', ',']) || text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok() => Ok(text),
+            Ok(_) | Err(_) => Err(SettingsError::new(name, "must be error, warn, info, debug or trace, or filter directives")),
+        }
+    }
+}
+
+/// Values that are read already, as a layer.
+#[derive(Debug, Clone)]
+struct Layer(Map<String, Value>);
+
+impl config::Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(environment: &[(&str, &str)]) -> Result<Settings, String> {
+        let pairs = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::from_sources(BTreeMap::new(), pairs.collect()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn everything_has_a_default() {
+        let settings = load(&[]).unwrap();
+        assert_eq!((settings.workers.count, settings.workers.batch_size), (10, 50));
+        assert_eq!(settings.archive_retention, Duration::from_hours(24 * 90));
+        assert!(settings.database.is_none());
+    }
+
+    #[test]
+    fn the_environment_goes_before_the_file_and_empty_counts_as_unset() {
+        let file = BTreeMap::from([("WORKER_COUNT".into(), "3".into()), ("WORKER_BATCH_SIZE".into(), "7".into())]);
+        let environment = HashMap::from([("WORKER_COUNT".into(), "4".into()), ("WORKER_BATCH_SIZE".into(), String::new())]);
+        let settings = Settings::from_sources(file, environment).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((settings.workers.count, settings.workers.batch_size), (4, 7));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_by_name_and_without_its_value() {
+        for (name, value) in [
+            ("WORKER_COUNT", "0"),
+            ("WORKER_COUNT", "many"),
+            ("WORKER_POLL_INTERVAL", "5"),
+            ("HTTP_TIMEOUT", "6m"),
+            ("WORKER_LOCK_DURATION", "40s"),
+            ("LISTEN_ADDR", "8080"),
+            ("EGRESS_ALLOW", "localhost"),
+            ("LOG_LEVEL", "loud"),
+            ("LOG_FORMAT", "xml"),
+            ("DATABASE_URL", "mysql://u:s3cret@h/d"),
+            ("DATABASE_URL", "postgres://u:s3cret@h:port/d"),
+            ("WORKER_COUT", "3"),
+            ("ARCHIVE_RETENTION", "1h"),
+        ] {
+            let error = load(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value} was accepted"));
+            assert!(error.starts_with(&format!("{name}: ")), "{error}");
+            assert!(!error.contains("s3cret") && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_may_hold_what_other_programs_read_but_no_unknown_name() {
+        let file = |name: &str| Settings::from_sources(BTreeMap::from([(name.into(), "x".into())]), HashMap::new());
+        assert!(file("POSTGRES_PASSWORD").is_ok());
+        assert!(file("WEBHOOK_COUNT").is_err());
+    }
+}
