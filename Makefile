@@ -3,8 +3,6 @@
 BASE_URL ?= http://127.0.0.1:8080
 N ?= 20
 
-# Queries are checked against .sqlx, never against a database that DATABASE_URL happens to name.
-export SQLX_OFFLINE ?= true
 export BASE_URL
 
 ifdef RELEASE
@@ -69,10 +67,11 @@ create-sample-webhooks: prerequisites ## send N=20 webhooks to a running server,
 
 .PHONY: get-stats
 get-stats: ## show the statistics of a running server
-	@curl -fsS $(BASE_URL)/webhooks/stats | \
+	@stats=$$(curl -fsS $(BASE_URL)/webhooks/stats) || exit 1; \
+	printf '%s\n' "$$stats" | \
 		if command -v jq >/dev/null; then jq .; \
 		elif command -v python3 >/dev/null; then python3 -m json.tool; \
-		else cat; echo; fi
+		else cat; fi
 
 .PHONY: docker-build
 docker-build: ## build the image

@@ -53,13 +53,15 @@ impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
 
     /// Writes one item of `bytes` and answers after its commit; refuses at once if there is no room.
     pub async fn write(&self, item: T, bytes: usize) -> Result<R, BatchError> {
-        let permit = self.room.clone().try_acquire_many_owned(permits(bytes)).map_err(|_| BatchError::Full)?;
+        let permit =
+            self.room.clone().try_acquire_many_owned(permits(bytes)).map_err(|_| BatchError::Full)?;
         self.submit(item, permit).await
     }
 
     /// As [`Batcher::write`], but waits for room.
     pub async fn write_when_room(&self, item: T, bytes: usize) -> Result<R, BatchError> {
-        let permit = self.room.clone().acquire_many_owned(permits(bytes)).await.map_err(|_| BatchError::Stopped)?;
+        let permit =
+            self.room.clone().acquire_many_owned(permits(bytes)).await.map_err(|_| BatchError::Stopped)?;
         self.submit(item, permit).await
     }
 
@@ -101,7 +103,10 @@ async fn write_all<T: Send + Sync, R: Send>(
 }
 
 /// Writes a batch; if the store refuses it, each item alone, so that one bad item spoils no other.
-async fn write_apart_if_refused<T: Sync, R>(writer: &impl WriteBatch<T, R>, items: &[T]) -> Vec<Result<R, StoreError>> {
+async fn write_apart_if_refused<T: Sync, R>(
+    writer: &impl WriteBatch<T, R>,
+    items: &[T],
+) -> Vec<Result<R, StoreError>> {
     match writer.write(items).await {
         Ok(results) => results.into_iter().map(Ok).collect(),
         Err(StoreError::Unexpected(_)) if items.len() > 1 => {

@@ -149,8 +149,11 @@ impl WriteBatch<FinishedAttempt, Settled> for SettleUntilWritten {
         let settled = loop {
             match self.queue.settle(attempts).await {
                 Err(StoreError::Unavailable(cause)) => {
-                    warn!(outcomes = attempts.len(), error = format!("{cause:#}"),
-                        "outcomes cannot be written while the database is away; trying again");
+                    warn!(
+                        outcomes = attempts.len(),
+                        error = format!("{cause:#}"),
+                        "outcomes cannot be written while the database is away; trying again"
+                    );
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(STORE_BACKOFF.1);
                 }
@@ -166,7 +169,9 @@ impl WriteBatch<FinishedAttempt, Settled> for SettleUntilWritten {
                     continue;
                 }
                 Verdict::Completed => "completed",
-                Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => "failed",
+                Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => {
+                    "failed"
+                }
             };
             metrics::counter!("webhook_deliveries_total", "status" => status).increment(1);
         }

@@ -93,7 +93,9 @@ impl Enqueue {
         match timeout_at(deadline, self.deliveries.write(delivery.clone(), weight)).await {
             Err(_) => Err(EnqueueError::TimedOut),
             Ok(Ok(Stored::New)) => Ok(Receipt { queue_id, duplicate: false, stored: Some(delivery) }),
-            Ok(Ok(Stored::Duplicate(_) | Stored::EndpointChanged)) => Err(EnqueueError::UnknownEndpoint(config_id)),
+            Ok(Ok(Stored::Duplicate(_) | Stored::EndpointChanged)) => {
+                Err(EnqueueError::UnknownEndpoint(config_id))
+            }
             Ok(Err(error)) => Err(error.into()),
         }
     }
@@ -102,12 +104,13 @@ impl Enqueue {
         let id = event.config_id();
         let mut endpoint = self.directory.recent(id).await?;
         for _ in 0..LOOKS_MAX {
-            let known = endpoint.filter(|e| e.deleted_at.is_none()).ok_or(EnqueueError::UnknownEndpoint(id))?;
+            let known =
+                endpoint.filter(|e| e.deleted_at.is_none()).ok_or(EnqueueError::UnknownEndpoint(id))?;
             let delivery = match NewDelivery::new(QueueId::new(Uuid::now_v7()), event, &known) {
                 Ok(delivery) => delivery,
                 Err(invalid) => {
                     // what is remembered may be older than the URL that is missing
-                    endpoint = self.directory.current(id).await?;
+                    endpoint = self.directory.other_than(id, Some(known.updated_at)).await?;
                     match &endpoint {
                         Some(current) if current.updated_at != known.updated_at => continue,
                         Some(_) | None => return Err(invalid.into()),
@@ -122,8 +125,12 @@ impl Enqueue {
             };
             match written {
                 Stored::New => return Ok(Receipt { queue_id, duplicate: false, stored: Some(delivery) }),
-                Stored::Duplicate(first) => return Ok(Receipt { queue_id: first, duplicate: true, stored: None }),
-                Stored::EndpointChanged => endpoint = self.directory.current(id).await?,
+                Stored::Duplicate(first) => {
+                    return Ok(Receipt { queue_id: first, duplicate: true, stored: None });
+                }
+                Stored::EndpointChanged => {
+                    endpoint = self.directory.other_than(id, Some(known.updated_at)).await?
+                }
             }
         }
         Err(EnqueueError::Overloaded)

@@ -99,13 +99,18 @@ impl ManageDeliveries {
     pub async fn replay(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
         let old = self.show(queue_id).await?;
         if !old.status.is_terminal() {
-            return Err(DeliveryError::Conflict(format!("the delivery is {} and will be attempted anyway", old.status)));
+            return Err(DeliveryError::Conflict(format!(
+                "the delivery is {} and will be attempted anyway",
+                old.status
+            )));
         }
-        let endpoint = self.directory.current(old.config_id).await?.filter(|endpoint| endpoint.deleted_at.is_none());
+        let endpoint =
+            self.directory.current(old.config_id).await?.filter(|endpoint| endpoint.deleted_at.is_none());
         let Some(endpoint) = endpoint else {
             return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
         };
-        let stored = |what: &str| DeliveryError::Conflict(format!("the {what} of the delivery is not one of today's"));
+        let stored =
+            |what: &str| DeliveryError::Conflict(format!("the {what} of the delivery is not one of today's"));
         let replay = NewDelivery {
             queue_id: QueueId::new(Uuid::now_v7()),
             event_type: old.event_type.parse::<EventType>().map_err(|_| stored("event type"))?,

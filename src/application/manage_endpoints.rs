@@ -62,7 +62,11 @@ impl ManageEndpoints {
     }
 
     /// Shows at most `limit`, by id, after `after`.
-    pub async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, EndpointError> {
+    pub async fn list(
+        &self,
+        after: Option<EndpointId>,
+        limit: usize,
+    ) -> Result<Vec<Endpoint>, EndpointError> {
         Ok(self.store.list(after, limit).await?)
     }
 
@@ -92,7 +96,9 @@ impl ManageEndpoints {
     /// Refuses addresses that nothing would be sent to; names are checked at each attempt.
     fn check_addresses(&self, settings: &EndpointSettings) -> Result<(), Invalid> {
         let mut faults = Faults::default();
-        for (field, url) in [("postback_url", &settings.postback_url), ("chargeback_url", &settings.chargeback_url)] {
+        for (field, url) in
+            [("postback_url", &settings.postback_url), ("chargeback_url", &settings.chargeback_url)]
+        {
             if let Some(Err(forbidden)) = url.as_ref().map(|url| self.addresses.check_literal(url.url())) {
                 faults.push(field, forbidden.to_string());
             }

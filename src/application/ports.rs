@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use crate::domain::attempt::AttemptOutcome;
-use crate::domain::delivery::{Delivery, DeliveryStatus, FinishedAttempt, LeasedDelivery, NewDelivery, QueueId, WorkerId};
+use crate::domain::delivery::{
+    Delivery, DeliveryStatus, FinishedAttempt, LeasedDelivery, NewDelivery, QueueId, WorkerId,
+};
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointSettings};
 use crate::domain::event::EventType;
 
@@ -200,8 +202,12 @@ pub trait EndpointStore: Send + Sync {
     async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError>;
 
     /// Replaces the settings if the endpoint is still at `revision` and not deleted; `None` if not.
-    async fn change(&self, id: EndpointId, revision: DateTime<Utc>, settings: &EndpointSettings)
-    -> Result<Option<Endpoint>, StoreError>;
+    async fn change(
+        &self,
+        id: EndpointId,
+        revision: DateTime<Utc>,
+        settings: &EndpointSettings,
+    ) -> Result<Option<Endpoint>, StoreError>;
 
     /// Marks the endpoint as deleted: from then on nothing is accepted for it. Answers whether it was not yet.
     async fn delete(&self, id: EndpointId) -> Result<bool, StoreError>;

@@ -22,7 +22,12 @@ pub async fn run(upkeep: Arc<dyn Upkeep>, retention: Duration, stop: Cancellatio
     loop {
         let now = Instant::now();
         if now >= archives_due {
-            archives_due = now + if look_after_archives(&*upkeep, retention).await { ARCHIVES_EVERY } else { ARCHIVES_AGAIN };
+            archives_due = now
+                + if look_after_archives(&*upkeep, retention).await {
+                    ARCHIVES_EVERY
+                } else {
+                    ARCHIVES_AGAIN
+                };
         }
         count_and_clear(&*upkeep).await;
         tokio::select! {

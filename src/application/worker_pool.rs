@@ -56,7 +56,12 @@ pub struct WorkerPool {
 
 impl WorkerPool {
     /// Workers that are yet to run.
-    pub fn new(queue: Arc<dyn DeliveryQueue>, deliver: Deliver, wakeup: Arc<Wakeup>, settings: WorkerSettings) -> Self {
+    pub fn new(
+        queue: Arc<dyn DeliveryQueue>,
+        deliver: Deliver,
+        wakeup: Arc<Wakeup>,
+        settings: WorkerSettings,
+    ) -> Self {
         Self { queue, deliver, wakeup, settings, claims: Semaphore::new(CLAIMS_AT_ONCE) }
     }
 
@@ -110,21 +115,30 @@ impl WorkerPool {
                     more_waits = deliveries.len() == free;
                     cursor = deliveries.last().map_or(cursor, |last| Some(last.config_id));
                     for delivery in deliveries {
-                        let permit = room.clone().try_acquire_owned().expect("no more is claimed than there is room for");
+                        let permit = room
+                            .clone()
+                            .try_acquire_owned()
+                            .expect("no more is claimed than there is room for");
                         tokio::spawn(self.clone().attempt(delivery, permit));
                     }
                 }
                 Err(cause) => {
                     backoff = (backoff * 2).clamp(Duration::from_millis(100), BACKOFF_MAX);
                     let cause = anyhow::Error::new(cause);
-                    warn!(worker_id = id.as_str(), error = format!("{cause:#}"), retry_in_ms = backoff.as_millis(), "cannot claim");
+                    warn!(
+                        worker_id = id.as_str(),
+                        error = format!("{cause:#}"),
+                        retry_in_ms = backoff.as_millis(),
+                        "cannot claim"
+                    );
                 }
             }
             if more_waits && backoff.is_zero() {
                 self.wakeup.wake_worker();
                 continue;
             }
-            let pause = if backoff.is_zero() { jittered(self.settings.poll_interval) } else { jittered(backoff) };
+            let pause =
+                if backoff.is_zero() { jittered(self.settings.poll_interval) } else { jittered(backoff) };
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = woken, if backoff.is_zero() => {}
@@ -138,15 +152,18 @@ impl WorkerPool {
     /// Waits until there is room; while more waits than fits, for half of it, so that claims stay large.
     async fn wait_for_room(&self, room: &Arc<Semaphore>, more_waits: bool) -> OwnedSemaphorePermit {
         let half = u32::try_from(self.settings.batch_size.div_ceil(2)).expect("settings keep it small");
-        if more_waits
-            && let Ok(permits) = timeout(REFILL_WAIT, room.clone().acquire_many_owned(half)).await
-        {
+        if more_waits && let Ok(permits) = timeout(REFILL_WAIT, room.clone().acquire_many_owned(half)).await {
             return permits.expect("the semaphore is never closed");
         }
         room.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
-    async fn claim(&self, id: &WorkerId, limit: usize, after: Option<EndpointId>) -> Result<Vec<LeasedDelivery>, StoreError> {
+    async fn claim(
+        &self,
+        id: &WorkerId,
+        limit: usize,
+        after: Option<EndpointId>,
+    ) -> Result<Vec<LeasedDelivery>, StoreError> {
         let claim = Claim { worker_id: id.clone(), limit, lease: self.settings.lease, after, held: false };
         let deliveries = self.queue.claim(&claim).await?;
         metrics::counter!("webhook_claims_total").increment(1);
@@ -192,7 +209,8 @@ impl WorkerPool {
     async fn record_held_losses(self: Arc<Self>, id: WorkerId, stop: CancellationToken) {
         let limit = self.settings.batch_size;
         loop {
-            let claim = Claim { worker_id: id.clone(), limit, lease: self.settings.lease, after: None, held: true };
+            let claim =
+                Claim { worker_id: id.clone(), limit, lease: self.settings.lease, after: None, held: true };
             match self.queue.claim(&claim).await {
                 Ok(lost) if !lost.is_empty() => {
                     for delivery in lost {

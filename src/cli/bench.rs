@@ -1,6 +1,8 @@
 //! bench
-use clap::Args;
 use crate::infrastructure::settings::Settings;
+use clap::Args;
 #[derive(Args)]
 pub struct BenchArgs {}
-pub async fn run(_: BenchArgs, _: &Settings, _: bool) -> anyhow::Result<()> { Ok(()) }
+pub async fn run(_: BenchArgs, _: &Settings, _: bool) -> anyhow::Result<()> {
+    Ok(())
+}

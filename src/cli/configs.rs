@@ -85,7 +85,8 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     fn into_parts(self) -> anyhow::Result<EndpointParts> {
         let headers = self.headers.iter().map(|header| {
-            let (name, value) = header.split_once(':').context("--header must be written as 'Name: value'")?;
+            let (name, value) =
+                header.split_once(':').context("--header must be written as 'Name: value'")?;
             anyhow::Ok((name.trim().to_owned(), value.trim().to_owned()))
         });
         let headers = headers.collect::<anyhow::Result<BTreeMap<_, _>>>()?;
@@ -119,7 +120,9 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
         }
         ConfigsCommand::Register(args) => endpoints.register(args.into_parts()?).await?,
         ConfigsCommand::Show { id: number } => endpoints.show(id(number)?).await?,
-        ConfigsCommand::Change { id: number, change } => endpoints.change(id(number)?, change.into_parts()?).await?,
+        ConfigsCommand::Change { id: number, change } => {
+            endpoints.change(id(number)?, change.into_parts()?).await?
+        }
         ConfigsCommand::Enable { id: number } => endpoints.change(id(number)?, enabled(true)).await?,
         ConfigsCommand::Disable { id: number } => endpoints.change(id(number)?, enabled(false)).await?,
     };

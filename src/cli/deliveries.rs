@@ -15,8 +15,8 @@ use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::{Event, EventParts};
 use crate::domain::url_params::UrlParams;
-use crate::infrastructure::http::view::{DeliveryView, EventBody, ReceiptView, StatisticsView};
 use crate::infrastructure::http::parse_window;
+use crate::infrastructure::http::view::{DeliveryView, EventBody, ReceiptView, StatisticsView};
 use crate::infrastructure::postgres::{Database, tell_ready};
 use crate::infrastructure::service::Application;
 
@@ -53,11 +53,17 @@ pub struct EnqueueArgs {
     correlation_id: Option<String>,
 }
 
-pub async fn enqueue(args: EnqueueArgs, application: &Application, database: &Database, json: bool) -> anyhow::Result<()> {
+pub async fn enqueue(
+    args: EnqueueArgs,
+    application: &Application,
+    database: &Database,
+    json: bool,
+) -> anyhow::Result<()> {
     let accepted = match &args.file {
         Some(path) if path.as_os_str() == "-" => enqueue_lines(tokio::io::stdin(), application).await,
         Some(path) => {
-            let file = tokio::fs::File::open(path).await.with_context(|| format!("opening {}", path.display()))?;
+            let file =
+                tokio::fs::File::open(path).await.with_context(|| format!("opening {}", path.display()))?;
             enqueue_lines(file, application).await
         }
         None => enqueue_one(args, application, json).await,
@@ -104,8 +110,7 @@ async fn enqueue_lines(input: impl AsyncRead + Unpin, application: &Application)
         if line.trim().is_empty() {
             return Ok(None);
         }
-        let parsed = serde_json::from_str::<EventBody>(&line).map_err(anyhow::Error::from);
-        let result = match parsed.and_then(|body| Ok(body.into_event(None)?)) {
+        let result = match EventBody::from_json(&line).and_then(|body| Ok(body.into_event(None)?)) {
             Ok(event) => application.api.enqueue.accept_of_many(&event).await.map_err(anyhow::Error::from),
             Err(error) => Err(error),
         };

@@ -72,7 +72,8 @@ fn settings_help() -> String {
 
 /// Runs a command to its end.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(dispatch(cli));
     // a look-up of a name, say, may still occupy a thread; nobody waits for it any more
     runtime.shutdown_background();
@@ -91,7 +92,11 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
     let settings = Settings::load()?;
     // a command for people says on standard output what it did; its log tells only of trouble
     let is_service = matches!(command, Command::Serve | Command::Api | Command::Worker);
-    let level = if is_service || std::env::var_os("LOG_LEVEL").is_some() { settings.log_level.as_str() } else { "warn" };
+    let level = if is_service || std::env::var_os("LOG_LEVEL").is_some() {
+        settings.log_level.as_str()
+    } else {
+        "warn"
+    };
     telemetry::log_to_stderr(level, settings.log_format)?;
     let stop = stop_on_signal()?;
     let role = match command {
@@ -106,7 +111,12 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
 }
 
 /// Runs a command that works on the database directly, and stops where it is asked to.
-async fn with_database(command: Command, settings: &Settings, json: bool, stop: CancellationToken) -> anyhow::Result<()> {
+async fn with_database(
+    command: Command,
+    settings: &Settings,
+    json: bool,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let ready = ReadyDatabase::prepare(settings, &stop).await?;
     let application = Application::new(&ready.database, settings);
     let work = async {
@@ -120,7 +130,12 @@ async fn with_database(command: Command, settings: &Settings, json: bool, stop: 
             Command::Show(args) => deliveries::show(&args, &application, json).await,
             Command::Replay(args) => deliveries::replay(args, &application, json).await,
             Command::Configs(command) => configs::run(command, &application, json).await,
-            Command::Serve | Command::Api | Command::Worker | Command::Receiver(_) | Command::Bench(_) | Command::Health => {
+            Command::Serve
+            | Command::Api
+            | Command::Worker
+            | Command::Receiver(_)
+            | Command::Bench(_)
+            | Command::Health => {
                 unreachable!("dispatched before")
             }
         }
@@ -136,7 +151,11 @@ async fn with_database(command: Command, settings: &Settings, json: bool, stop: 
 async fn health(settings: &Settings) -> anyhow::Result<()> {
     let mut address = settings.listen_addr;
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(3)).build()?;
     let answer = client.get(format!("http://{address}/health/live")).send().await.context("no answer")?;

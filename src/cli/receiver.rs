@@ -69,7 +69,8 @@ pub async fn run(args: ReceiverArgs, json: bool) -> anyhow::Result<()> {
     let received = Arc::new(Received { args, json, requests: AtomicU64::new(0), failed: AtomicU64::new(0) });
     serve(listener, Router::new().fallback(receive).with_state(received.clone()), stop).await;
 
-    let (requests, failed) = (received.requests.load(Ordering::Relaxed), received.failed.load(Ordering::Relaxed));
+    let (requests, failed) =
+        (received.requests.load(Ordering::Relaxed), received.failed.load(Ordering::Relaxed));
     if json {
         return print_json(&json!({"requests": requests, "failed": failed}));
     }
@@ -92,7 +93,10 @@ async fn receive(State(received): State<Arc<Received>>, request: Request) -> imp
         let (method, uri, at) = (request.method(), request.uri(), Utc::now());
         let id = request.headers().get("webhook-id").and_then(|id| id.to_str().ok());
         if received.json {
-            println!("{}", json!({"number": number, "at": at, "method": method.as_str(), "uri": uri.to_string(), "webhook_id": id, "status": status.as_u16()}));
+            println!(
+                "{}",
+                json!({"number": number, "at": at, "method": method.as_str(), "uri": uri.to_string(), "webhook_id": id, "status": status.as_u16()})
+            );
         } else {
             println!("{number:>6}  {}  {}  {method} {uri}", at.format("%H:%M:%S%.3f"), status.as_u16());
         }

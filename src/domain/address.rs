@@ -63,7 +63,8 @@ impl AddressPolicy {
     /// Fails unless `address` is public or allowed.
     pub fn check(&self, address: IpAddr) -> Result<(), ForbiddenAddress> {
         let effective = effective(address);
-        let listed = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address) || net.contains(&effective));
+        let listed =
+            |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address) || net.contains(&effective));
         let forbidden = self.forbidden.iter().any(|net| net.contains(&effective));
         if forbidden && !listed(&self.allowed) { Err(ForbiddenAddress(address)) } else { Ok(()) }
     }
@@ -114,9 +115,26 @@ mod tests {
             assert!(allows(&policy, public), "{public}");
         }
         for private in [
-            "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.31.255.255", "192.168.1.1",
-            "198.18.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1",
-            "64:ff9b:1::1", "2002:7f00:1::1", "fc00::1", "fe80::1", "ff02::1", "2001:db8::1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.31.255.255",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "2002:7f00:1::1",
+            "fc00::1",
+            "fe80::1",
+            "ff02::1",
+            "2001:db8::1",
         ] {
             assert!(!allows(&policy, private), "{private}");
         }
@@ -134,7 +152,13 @@ mod tests {
     #[test]
     fn every_spelling_of_a_literal_is_seen() {
         let policy = AddressPolicy::new(vec![]);
-        for url in ["http://127.0.0.1/", "http://0x7f.1/", "http://2130706433/", "http://[::ffff:7f00:1]/", "http://[::1]/"] {
+        for url in [
+            "http://127.0.0.1/",
+            "http://0x7f.1/",
+            "http://2130706433/",
+            "http://[::ffff:7f00:1]/",
+            "http://[::1]/",
+        ] {
             assert!(policy.check_literal(&Url::parse(url).unwrap()).is_err(), "{url}");
         }
         assert!(policy.check_literal(&Url::parse("http://name.example/").unwrap()).is_ok());

@@ -90,7 +90,8 @@ pub enum DeliveryStatus {
 
 impl DeliveryStatus {
     /// All, in the order of a delivery's life.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Processing, Self::Completed, Self::Failed, Self::Cancelled];
+    pub const ALL: [Self; 5] =
+        [Self::Pending, Self::Processing, Self::Completed, Self::Failed, Self::Cancelled];
 
     /// As it is spelled in the API and stored.
     pub fn as_str(self) -> &'static str {
@@ -182,7 +183,8 @@ impl NewDelivery {
             config_id: endpoint.id,
             config_revision: endpoint.updated_at,
             webhook_url: postback_url::build(base, event.url_params())?,
-            url_params: serde_json::to_string(event.url_params()).expect("names are strings and values are JSON"),
+            url_params: serde_json::to_string(event.url_params())
+                .expect("names are strings and values are JSON"),
             priority: event.priority().unwrap_or(endpoint.settings.priority),
             max_retries: endpoint.settings.retry.max_retries(),
             scheduled_at: event.scheduled_at(),

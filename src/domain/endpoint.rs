@@ -48,7 +48,11 @@ pub struct EndpointId(i64);
 impl EndpointId {
     /// Accepts positive numbers.
     pub fn parse(field: &str, number: i64) -> Result<Self, Invalid> {
-        if number > 0 { Ok(Self(number)) } else { Err(Invalid::field(field, "must be a positive whole number")) }
+        if number > 0 {
+            Ok(Self(number))
+        } else {
+            Err(Invalid::field(field, "must be a positive whole number"))
+        }
     }
 
     /// An id that comes from the store.
@@ -127,8 +131,13 @@ impl ExtraHeaders {
             if RESERVED_HEADERS.contains(&lower.as_str()) || lower.starts_with("webhook-") {
                 faults.push(&field, "must not be set: the sender sets it");
             }
-            if value.len() > HEADER_VALUE_BYTES_MAX || !value.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b)) {
-                faults.push(&field, format!("must be printable ASCII of at most {HEADER_VALUE_BYTES_MAX} bytes"));
+            if value.len() > HEADER_VALUE_BYTES_MAX
+                || !value.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b))
+            {
+                faults.push(
+                    &field,
+                    format!("must be printable ASCII of at most {HEADER_VALUE_BYTES_MAX} bytes"),
+                );
             }
             if accepted.insert(lower, value).is_some() {
                 faults.push(&field, "must be given once");
@@ -228,12 +237,14 @@ impl EndpointSettings {
         let mut faults = Faults::default();
         let name = parts.name.unwrap_or_else(|| self.name.clone());
         faults.note(bounded_text("name", &name, NAME_CHARS_MAX));
-        let mut url = |field: &str, given: Option<Option<String>>, current: &Option<EndpointUrl>| match given {
+        let mut url = |field: &str, given: Option<Option<String>>, current: &Option<EndpointUrl>| match given
+        {
             None => current.clone(),
             Some(None) => None,
             Some(Some(text)) => faults.note(EndpointUrl::parse(field, &text)),
         };
-        let asked_for_a_url = [&parts.postback_url, &parts.chargeback_url].iter().any(|url| matches!(url, Some(Some(_))));
+        let asked_for_a_url =
+            [&parts.postback_url, &parts.chargeback_url].iter().any(|url| matches!(url, Some(Some(_))));
         let postback_url = url("postback_url", parts.postback_url, &self.postback_url);
         let chargeback_url = url("chargeback_url", parts.chargeback_url, &self.chargeback_url);
         if postback_url.is_none() && chargeback_url.is_none() && !asked_for_a_url {
@@ -302,7 +313,10 @@ impl Endpoint {
             EventType::Debit => (&self.settings.chargeback_url, "chargeback_url"),
         };
         url.as_ref().ok_or_else(|| {
-            Invalid::field("event_type", format!("config {} has no {field}, which {event_type} needs", self.id))
+            Invalid::field(
+                "event_type",
+                format!("config {} has no {field}, which {event_type} needs", self.id),
+            )
         })
     }
 }
@@ -341,11 +355,14 @@ mod tests {
 
     #[test]
     fn headers_that_the_sender_owns_or_http_forbids_are_refused() {
-        for (name, value) in [("Host", "x"), ("webhook-id", "x"), ("a b", "x"), ("x-a", "line\nbreak"), ("", "x")] {
+        for (name, value) in
+            [("Host", "x"), ("webhook-id", "x"), ("a b", "x"), ("x-a", "line\nbreak"), ("", "x")]
+        {
             let headers = BTreeMap::from([(name.to_owned(), value.to_owned())]);
             assert!(ExtraHeaders::parse(headers).is_err(), "{name}");
         }
-        let headers = ExtraHeaders::parse(BTreeMap::from([("Authorization".into(), "Bearer s3cret".into())])).unwrap();
+        let headers =
+            ExtraHeaders::parse(BTreeMap::from([("Authorization".into(), "Bearer s3cret".into())])).unwrap();
         assert_eq!(format!("{headers:?}"), "{\"authorization\"}");
     }
 

@@ -26,7 +26,12 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     /// 6 retries, from 1 s doubling up to 5 min, each up to a quarter longer or shorter.
     fn default() -> Self {
-        Self { max_retries: RETRIES_MAX, base: Duration::from_secs(1), cap: Duration::from_mins(5), jitter: 0.25 }
+        Self {
+            max_retries: RETRIES_MAX,
+            base: Duration::from_secs(1),
+            cap: Duration::from_mins(5),
+            jitter: 0.25,
+        }
     }
 }
 
@@ -77,7 +82,9 @@ impl RetryPolicy {
             Some(_) => faults.push("max_retries", format!("must be from 0 to {RETRIES_MAX}")),
         }
         let cap_max_ms = RETRY_CAP_MAX.as_millis();
-        for (field, given, kept) in [("retry_base_ms", base_ms, &mut changed.base), ("retry_cap_ms", cap_ms, &mut changed.cap)] {
+        for (field, given, kept) in
+            [("retry_base_ms", base_ms, &mut changed.base), ("retry_cap_ms", cap_ms, &mut changed.cap)]
+        {
             match given.map(|ms| u64::try_from(ms).map(Duration::from_millis)) {
                 None => {}
                 Some(Ok(delay)) if !delay.is_zero() && delay <= RETRY_CAP_MAX => *kept = delay,
@@ -116,7 +123,13 @@ impl RetryPolicy {
     }
 
     /// Judges attempt `number` (0 is the first) of a delivery that may be retried `max_retries` times.
-    pub fn judge(&self, number: u8, max_retries: u8, outcome: &AttemptOutcome, rng: &mut impl Rng) -> Verdict {
+    pub fn judge(
+        &self,
+        number: u8,
+        max_retries: u8,
+        outcome: &AttemptOutcome,
+        rng: &mut impl Rng,
+    ) -> Verdict {
         let retry_after = match outcome {
             AttemptOutcome::Answered(Answer { status: 200..=299, .. }) => return Verdict::Completed,
             AttemptOutcome::Answered(Answer { status: 410, .. }) => {
@@ -134,7 +147,8 @@ impl RetryPolicy {
 
     /// `min(base × 2^(n-1), cap) × (1 ± jitter)`, the delay before retry `n` (1 is the first).
     pub fn delay(&self, n: u8, rng: &mut impl Rng) -> Duration {
-        let doubled = self.base.saturating_mul(1_u32.checked_shl(u32::from(n.saturating_sub(1))).unwrap_or(u32::MAX));
+        let doubled =
+            self.base.saturating_mul(1_u32.checked_shl(u32::from(n.saturating_sub(1))).unwrap_or(u32::MAX));
         let factor = 1.0 + self.jitter * (rng.random::<f64>() * 2.0 - 1.0);
         doubled.min(self.cap).mul_f64(factor)
     }
@@ -174,7 +188,11 @@ mod tests {
 
     #[test]
     fn the_last_retry_is_followed_by_nothing() {
-        for outcome in [answered(500, None), AttemptOutcome::Unanswered { error: "timeout".into() }, AttemptOutcome::Unknown] {
+        for outcome in [
+            answered(500, None),
+            AttemptOutcome::Unanswered { error: "timeout".into() },
+            AttemptOutcome::Unknown,
+        ] {
             assert!(matches!(judge(5, &outcome), Verdict::RetryIn(_)));
             assert_eq!(judge(6, &outcome), Verdict::DeadLetter(DeadLetterReason::RetriesExhausted));
         }

@@ -63,7 +63,11 @@ impl ReadyDatabase {
         let (options, embedded) = if let Some(options) = &settings.database {
             (options.clone(), None)
         } else {
-            let options = EmbeddedOptions { directory: settings.data_dir.join("postgres"), durable: true, binaries: None };
+            let options = EmbeddedOptions {
+                directory: settings.data_dir.join("postgres"),
+                durable: true,
+                binaries: None,
+            };
             let embedded = EmbeddedPostgres::start(&options).await?;
             (embedded.connect_options(), Some(embedded))
         };
@@ -126,11 +130,17 @@ impl Application {
         let store = Arc::new(database.clone());
         let wakeup = Arc::new(Wakeup::default());
         let directory = Arc::new(EndpointDirectory::new(store.clone()));
-        let enqueue = Arc::new(Enqueue::start(directory.clone(), store.clone(), wakeup.clone(), ENQUEUE_PATIENCE));
+        let enqueue =
+            Arc::new(Enqueue::start(directory.clone(), store.clone(), wakeup.clone(), ENQUEUE_PATIENCE));
         let addresses = AddressPolicy::new(settings.egress_allow.clone());
         let api = Api {
             enqueue: enqueue.clone(),
-            deliveries: Arc::new(ManageDeliveries::new(store.clone(), directory.clone(), enqueue, wakeup.clone())),
+            deliveries: Arc::new(ManageDeliveries::new(
+                store.clone(),
+                directory.clone(),
+                enqueue,
+                wakeup.clone(),
+            )),
             endpoints: Arc::new(ManageEndpoints::new(store, directory.clone(), addresses, wakeup.clone())),
         };
         Self { api, wakeup, directory }
@@ -145,13 +155,19 @@ impl Application {
             idle_connections_max: settings.workers.count * settings.workers.batch_size,
             addresses: AddressPolicy::new(settings.egress_allow.clone()),
         })?;
-        let deliver = Deliver::start(self.directory.clone(), store.clone(), Arc::new(sender), self.wakeup.clone());
+        let deliver =
+            Deliver::start(self.directory.clone(), store.clone(), Arc::new(sender), self.wakeup.clone());
         Ok(WorkerPool::new(store, deliver, self.wakeup.clone(), settings.workers.clone()))
     }
 }
 
 /// Runs a role until `stop`, then finishes what is under way.
-pub async fn run(settings: &Settings, role: Role, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    settings: &Settings,
+    role: Role,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     // first, so that a second process on the same address is told so before it starts anything
     let listener = TcpListener::bind(settings.listen_addr)
         .await

@@ -29,21 +29,45 @@ pub struct Setting {
 
 /// All settings, in the order of `.env.example`.
 pub const SETTINGS: [Setting; 16] = [
-    setting("DATABASE_URL", "", "PostgreSQL 15 or newer; unset: a private one, from the binaries on this machine"),
+    setting(
+        "DATABASE_URL",
+        "",
+        "PostgreSQL 15 or newer; unset: a private one, from the binaries on this machine",
+    ),
     setting("LISTEN_DATABASE_URL", "", "where DATABASE_URL leads to a pooler: a direct URL, for wakeups"),
-    setting("DATABASE_MAX_CONNECTIONS", "10", "connections for API requests; the engine has 6 of its own, and one for wakeups"),
+    setting(
+        "DATABASE_MAX_CONNECTIONS",
+        "10",
+        "connections for API requests; the engine has 6 of its own, and one for wakeups",
+    ),
     setting("DATA_DIR", ".data", "where the private PostgreSQL keeps its files"),
     setting("LISTEN_ADDR", "127.0.0.1:8080", "API address"),
     setting("WORKER_COUNT", "10", "workers a process"),
     setting("WORKER_BATCH_SIZE", "50", "leases that each worker may hold: its attempts at one time"),
     setting("WORKER_POLL_INTERVAL", "5s", "how often a worker looks without being woken"),
     setting("WORKER_LOCK_DURATION", "5m", "how long a lease lasts; must exceed HTTP_TIMEOUT by 15s"),
-    setting("HTTP_TIMEOUT", "30s", "upper bound of one attempt, from connect to the end of the body; at most 5m"),
-    setting("RESPONSE_BODY_MAX", "4096", "bytes of a response that are read and kept with the attempt; at most 65536"),
-    setting("EGRESS_ALLOW", "", "networks that receivers may be in although not public, comma-separated, such as 127.0.0.0/8"),
+    setting(
+        "HTTP_TIMEOUT",
+        "30s",
+        "upper bound of one attempt, from connect to the end of the body; at most 5m",
+    ),
+    setting(
+        "RESPONSE_BODY_MAX",
+        "4096",
+        "bytes of a response that are read and kept with the attempt; at most 65536",
+    ),
+    setting(
+        "EGRESS_ALLOW",
+        "",
+        "networks that receivers may be in although not public, comma-separated, such as 127.0.0.0/8",
+    ),
     setting("ARCHIVE_RETENTION", "90d", "how long terminal deliveries are kept; at least 1d"),
     setting("READY_AGE_MAX", "15m", "/health/ready fails while the oldest ready delivery has waited longer"),
-    setting("LOG_LEVEL", "info", "error, warn, info, debug or trace; or directives such as info,webhook_processor=debug"),
+    setting(
+        "LOG_LEVEL",
+        "info",
+        "error, warn, info, debug or trace; or directives such as info,webhook_processor=debug",
+    ),
     setting("LOG_FORMAT", "pretty", "pretty, json or logfmt"),
 ];
 
@@ -108,10 +132,14 @@ impl Settings {
         let file = match dotenvy::dotenv_iter() {
             Ok(lines) => {
                 let lines = lines.collect::<Result<BTreeMap<_, _>, _>>();
-                lines.map_err(|error| SettingsError::new(".env", format!("cannot be read: {}", without_line(&error))))?
+                lines.map_err(|error| {
+                    SettingsError::new(".env", format!("cannot be read: {}", without_line(&error)))
+                })?
             }
             Err(error) if error.not_found() => BTreeMap::new(),
-            Err(error) => return Err(SettingsError::new(".env", format!("cannot be read: {}", without_line(&error)))),
+            Err(error) => {
+                return Err(SettingsError::new(".env", format!("cannot be read: {}", without_line(&error))));
+            }
         };
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -151,7 +179,10 @@ fn without_line(error: &dotenvy::Error) -> String {
 struct Source(Config);
 
 impl Source {
-    fn new(file: BTreeMap<String, String>, environment: HashMap<String, String>) -> Result<Self, SettingsError> {
+    fn new(
+        file: BTreeMap<String, String>,
+        environment: HashMap<String, String>,
+    ) -> Result<Self, SettingsError> {
         let mut builder = Config::builder();
         for setting in &SETTINGS {
             builder = builder
@@ -173,7 +204,8 @@ impl Source {
 
     fn settings(&self) -> Result<Settings, SettingsError> {
         let http_timeout = self.duration("HTTP_TIMEOUT", Duration::from_millis(1), TIMEOUT_MAX)?;
-        let lease = self.duration("WORKER_LOCK_DURATION", Duration::from_secs(1), Duration::from_hours(24))?;
+        let lease =
+            self.duration("WORKER_LOCK_DURATION", Duration::from_secs(1), Duration::from_hours(24))?;
         if lease < http_timeout + LOCK_MARGIN {
             return Err(SettingsError::new(
                 "WORKER_LOCK_DURATION",
@@ -193,14 +225,26 @@ impl Source {
             workers: WorkerSettings {
                 count: self.number("WORKER_COUNT", 1, 1_000)?,
                 batch_size: self.number("WORKER_BATCH_SIZE", 1, 1_000)?,
-                poll_interval: self.duration("WORKER_POLL_INTERVAL", Duration::from_millis(10), Duration::from_hours(1))?,
+                poll_interval: self.duration(
+                    "WORKER_POLL_INTERVAL",
+                    Duration::from_millis(10),
+                    Duration::from_hours(1),
+                )?,
                 lease,
             },
             http_timeout,
             response_bytes_max: self.number("RESPONSE_BODY_MAX", 0, 65_536)?,
             egress_allow: self.networks("EGRESS_ALLOW")?,
-            archive_retention: self.duration("ARCHIVE_RETENTION", Duration::from_hours(24), Duration::from_hours(24 * 36_500))?,
-            ready_age_max: self.duration("READY_AGE_MAX", Duration::from_secs(1), Duration::from_hours(24 * 365))?,
+            archive_retention: self.duration(
+                "ARCHIVE_RETENTION",
+                Duration::from_hours(24),
+                Duration::from_hours(24 * 36_500),
+            )?,
+            ready_age_max: self.duration(
+                "READY_AGE_MAX",
+                Duration::from_secs(1),
+                Duration::from_hours(24 * 365),
+            )?,
             log_level: self.log_level("LOG_LEVEL")?,
             log_format: self.parse("LOG_FORMAT", "pretty, json or logfmt")?,
         })
@@ -214,16 +258,28 @@ impl Source {
         self.text(name)?.parse().map_err(|_| SettingsError::new(name, format!("must be {expected}")))
     }
 
-    fn number<T: FromStr + PartialOrd + std::fmt::Display>(&self, name: &'static str, min: T, max: T) -> Result<T, SettingsError> {
+    fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+        &self,
+        name: &'static str,
+        min: T,
+        max: T,
+    ) -> Result<T, SettingsError> {
         let expected = format!("a whole number from {min} to {max}");
         let number = self.parse(name, &expected)?;
-        if min <= number && number <= max { Ok(number) } else { Err(SettingsError::new(name, format!("must be {expected}"))) }
+        if min <= number && number <= max {
+            Ok(number)
+        } else {
+            Err(SettingsError::new(name, format!("must be {expected}")))
+        }
     }
 
     fn duration(&self, name: &'static str, min: Duration, max: Duration) -> Result<Duration, SettingsError> {
         let fault = || {
             let [min, max] = [min, max].map(humantime::format_duration);
-            SettingsError::new(name, format!("must be a duration from {min} to {max}, such as 30s, 5m or 90d"))
+            SettingsError::new(
+                name,
+                format!("must be a duration from {min} to {max}, such as 30s, 5m or 90d"),
+            )
         };
         let duration = humantime::parse_duration(&self.text(name)?).map_err(|_| fault())?;
         if (min..=max).contains(&duration) { Ok(duration) } else { Err(fault()) }
@@ -235,7 +291,8 @@ impl Source {
             return Ok(None);
         }
         // the driver's message may repeat parts of the URL, which holds a password
-        let fault = || SettingsError::new(name, "must be a URL such as postgres://user:password@host:5432/database");
+        let fault =
+            || SettingsError::new(name, "must be a URL such as postgres://user:password@host:5432/database");
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(fault());
         }
@@ -245,7 +302,8 @@ impl Source {
     fn networks(&self, name: &'static str) -> Result<Vec<IpNet>, SettingsError> {
         let text = self.text(name)?;
         let networks = text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
-            let network = part.parse::<IpNet>().or_else(|_| part.parse::<std::net::IpAddr>().map(IpNet::from));
+            let network =
+                part.parse::<IpNet>().or_else(|_| part.parse::<std::net::IpAddr>().map(IpNet::from));
             network.map_err(|_| SettingsError::new(name, "must be networks such as 127.0.0.0/8,10.1.0.0/16"))
         });
         networks.collect()
@@ -255,8 +313,16 @@ impl Source {
         let text = self.text(name)?;
         match text.parse::<tracing_subscriber::EnvFilter>() {
             // a lone word that is no level would be taken for the name of a module
-            Ok(_) if text.contains(['=', ',']) || text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok() => Ok(text),
-            Ok(_) | Err(_) => Err(SettingsError::new(name, "must be error, warn, info, debug or trace, or filter directives")),
+            Ok(_)
+                if text.contains(['=', ','])
+                    || text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok() =>
+            {
+                Ok(text)
+            }
+            Ok(_) | Err(_) => Err(SettingsError::new(
+                name,
+                "must be error, warn, info, debug or trace, or filter directives",
+            )),
         }
     }
 }
@@ -294,8 +360,10 @@ mod tests {
 
     #[test]
     fn the_environment_goes_before_the_file_and_empty_counts_as_unset() {
-        let file = BTreeMap::from([("WORKER_COUNT".into(), "3".into()), ("WORKER_BATCH_SIZE".into(), "7".into())]);
-        let environment = HashMap::from([("WORKER_COUNT".into(), "4".into()), ("WORKER_BATCH_SIZE".into(), String::new())]);
+        let file =
+            BTreeMap::from([("WORKER_COUNT".into(), "3".into()), ("WORKER_BATCH_SIZE".into(), "7".into())]);
+        let environment =
+            HashMap::from([("WORKER_COUNT".into(), "4".into()), ("WORKER_BATCH_SIZE".into(), String::new())]);
         let settings = Settings::from_sources(file, environment).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!((settings.workers.count, settings.workers.batch_size), (4, 7));
     }
@@ -325,7 +393,8 @@ mod tests {
 
     #[test]
     fn a_file_may_hold_what_other_programs_read_but_no_unknown_name() {
-        let file = |name: &str| Settings::from_sources(BTreeMap::from([(name.into(), "x".into())]), HashMap::new());
+        let file =
+            |name: &str| Settings::from_sources(BTreeMap::from([(name.into(), "x".into())]), HashMap::new());
         assert!(file("POSTGRES_PASSWORD").is_ok());
         assert!(file("WEBHOOK_COUNT").is_err());
     }

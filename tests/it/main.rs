@@ -1,1 +1,15 @@
+//! Behaviour, tested through the front door: a real PostgreSQL, a database a test, and real receivers.
 
+mod audit;
+mod cli;
+mod delivery;
+mod documents;
+mod embedded_postgres;
+mod enqueue;
+mod leases;
+mod manage;
+mod outage;
+mod plans;
+mod processes;
+mod support;
+mod upkeep;

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::Api;
 use super::error::{ApiError, Problem};
-use super::extract::{BODY_BYTES_MAX, has_media_type, parse_json, read_body};
+use super::extract::{BODY_BYTES_MAX, has_media_type, parse_json, parse_object, read_body};
 use super::view::EventBody;
 use super::webhooks::traceparent;
 
@@ -79,7 +79,8 @@ pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<R
     let mut results = Results::default();
     if has_media_type(&parts, "application/x-ndjson") {
         let lines = Lines { body, buffer: BytesMut::new(), skipping: false, ended: false };
-        let accepted = lines.into_stream().map(|line| accept(&api, line, trace.clone())).buffered(STREAM_AHEAD);
+        let accepted =
+            lines.into_stream().map(|line| accept(&api, line, trace.clone())).buffered(STREAM_AHEAD);
         let mut accepted = pin!(accepted);
         while let Some(result) = accepted.next().await {
             results.push(result?).await?;
@@ -90,7 +91,9 @@ pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<R
         if items.len() > ARRAY_ITEMS_MAX {
             return Err(ApiError::too_many(ARRAY_ITEMS_MAX));
         }
-        let lines = items.into_iter().map(|item| Ok(Line::Text(Bytes::from(Box::<str>::from(item).into_boxed_bytes()))));
+        let lines = items
+            .into_iter()
+            .map(|item| Ok(Line::Text(Bytes::from(Box::<str>::from(item).into_boxed_bytes()))));
         let accepted = lines.map(|line| accept(&api, line, trace.clone()));
         for result in futures_util::future::join_all(accepted).await {
             results.push(result?).await?;
@@ -102,15 +105,21 @@ pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<R
 }
 
 /// Accepts one event, or says why not. Fails only if the stream itself does.
-async fn accept(api: &Api, line: Result<Line, ApiError>, trace: Option<String>) -> Result<BatchResult, ApiError> {
+async fn accept(
+    api: &Api,
+    line: Result<Line, ApiError>,
+    trace: Option<String>,
+) -> Result<BatchResult, ApiError> {
     let accepted = match line? {
         Line::TooLong => Err(ApiError::too_large(BODY_BYTES_MAX)),
         Line::Text(text) if text.len() > BODY_BYTES_MAX => Err(ApiError::too_large(BODY_BYTES_MAX)),
-        Line::Text(text) => async {
-            let event = parse_json::<EventBody>(&text)?.into_event(trace)?;
-            Ok(api.enqueue.accept_of_many(&event).await?)
+        Line::Text(text) => {
+            async {
+                let event = parse_object::<EventBody>(&text)?.into_event(trace)?;
+                Ok(api.enqueue.accept_of_many(&event).await?)
+            }
+            .await
         }
-        .await,
     };
     Ok(match accepted {
         Ok(receipt) => BatchResult {
@@ -119,7 +128,9 @@ async fn accept(api: &Api, line: Result<Line, ApiError>, trace: Option<String>) 
             duplicate: receipt.duplicate,
             error: None,
         },
-        Err(error) => BatchResult { index: 0, queue_id: None, duplicate: false, error: Some(error.problem()) },
+        Err(error) => {
+            BatchResult { index: 0, queue_id: None, duplicate: false, error: Some(error.problem()) }
+        }
     })
 }
 
@@ -210,7 +221,9 @@ impl Results {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let file = tokio::task::spawn_blocking(tempfile::tempfile).await.map_err(std::io::Error::other)??;
+                let file = tokio::task::spawn_blocking(tempfile::tempfile)
+                    .await
+                    .map_err(std::io::Error::other)??;
                 self.file.insert(BufWriter::new(File::from_std(file)))
             }
         };
@@ -230,7 +243,10 @@ impl Results {
 }
 
 /// The file from its beginning, then `rest`.
-async fn read_back(mut file: BufWriter<File>, rest: Vec<u8>) -> std::io::Result<impl Stream<Item = std::io::Result<Bytes>>> {
+async fn read_back(
+    mut file: BufWriter<File>,
+    rest: Vec<u8>,
+) -> std::io::Result<impl Stream<Item = std::io::Result<Bytes>>> {
     file.flush().await?;
     let mut file = file.into_inner();
     file.seek(SeekFrom::Start(0)).await?;
@@ -240,5 +256,7 @@ async fn read_back(mut file: BufWriter<File>, rest: Vec<u8>) -> std::io::Result<
 /// The events are stored, but where the answer should grow there is no room.
 fn unwritable(cause: std::io::Error) -> ApiError {
     error!(error = %cause, "the results of a batch cannot be kept in a temporary file");
-    ApiError::unavailable("the results do not fit on this machine; send the events again, with their event_id, in smaller parts")
+    ApiError::unavailable(
+        "the results do not fit on this machine; send the events again, with their event_id, in smaller parts",
+    )
 }

@@ -31,7 +31,10 @@ pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Res
     (status = 201, body = ConfigView),
     (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn register(State(api): State<Api>, ApiJson(body): ApiJson<ConfigBody>) -> Result<Response, ApiError> {
+pub async fn register(
+    State(api): State<Api>,
+    ApiJson(body): ApiJson<ConfigBody>,
+) -> Result<Response, ApiError> {
     let endpoint = api.endpoints.register(body.into()).await?;
     let location = [(header::LOCATION, format!("/api/webhooks/{}", endpoint.id))];
     Ok((StatusCode::CREATED, location, Json(ConfigView::from(endpoint))).into_response())
@@ -50,7 +53,10 @@ pub struct ListQuery {
 
 /// List configs, oldest first.
 #[utoipa::path(get, path = "/api/webhooks", tag = TAG, params(ListQuery), responses((status = 200, body = Page<ConfigView>)))]
-pub async fn list(State(api): State<Api>, ApiQuery(query): ApiQuery<ListQuery>) -> Result<Json<Page<ConfigView>>, ApiError> {
+pub async fn list(
+    State(api): State<Api>,
+    ApiQuery(query): ApiQuery<ListQuery>,
+) -> Result<Json<Page<ConfigView>>, ApiError> {
     let mut faults = Faults::default();
     let limit = faults.note(page_size(query.limit));
     let after = query.cursor.and_then(|text| {
@@ -81,7 +87,10 @@ impl std::str::FromStr for ConfigId {
     (status = 200, body = ConfigView),
     (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn show(State(api): State<Api>, ApiPath(ConfigId(id)): ApiPath<ConfigId>) -> Result<Json<ConfigView>, ApiError> {
+pub async fn show(
+    State(api): State<Api>,
+    ApiPath(ConfigId(id)): ApiPath<ConfigId>,
+) -> Result<Json<ConfigView>, ApiError> {
     Ok(Json(api.endpoints.show(id).await?.into()))
 }
 
@@ -109,7 +118,10 @@ pub async fn change(
     (status = 204, description = "Deleted"),
     (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn delete(State(api): State<Api>, ApiPath(ConfigId(id)): ApiPath<ConfigId>) -> Result<StatusCode, ApiError> {
+pub async fn delete(
+    State(api): State<Api>,
+    ApiPath(ConfigId(id)): ApiPath<ConfigId>,
+) -> Result<StatusCode, ApiError> {
     api.endpoints.delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -82,7 +82,10 @@ impl ApiError {
     }
 
     pub(super) fn too_many(items_max: usize) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("an array must have at most {items_max} events; a stream of lines may have more"))
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("an array must have at most {items_max} events; a stream of lines may have more"),
+        )
     }
 
     pub(super) fn unsupported_media_type(expected: &str) -> Self {
@@ -95,12 +98,20 @@ impl ApiError {
 
     /// What went wrong is in the log, under the request's id.
     pub(super) fn unexpected() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong; the log tells more under x-request-id")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "something went wrong; the log tells more under x-request-id",
+        )
     }
 
     /// A 422 for one field.
     pub(super) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         Invalid::field(field, message).into()
+    }
+
+    /// What happened, in a sentence.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// As it is answered.
@@ -118,7 +129,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::to_vec(&self.problem()).expect("a problem is plain data");
-        let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        let mut response =
+            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
@@ -164,7 +176,9 @@ impl From<EnqueueError> for ApiError {
                 Self { status: StatusCode::NOT_FOUND, detail: error.to_string(), errors: vec![field] }
             }
             EnqueueError::Invalid(invalid) => invalid.into(),
-            EnqueueError::Overloaded => Self::unavailable("too many events are waiting to be stored; try again"),
+            EnqueueError::Overloaded => {
+                Self::unavailable("too many events are waiting to be stored; try again")
+            }
             EnqueueError::TimedOut => Self::unavailable(
                 "the event could not be stored in time; it may be stored all the same, so send it again with its event_id",
             ),

@@ -30,13 +30,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
             return Err(ApiError::unsupported_media_type("application/json"));
         }
         let bytes = read_body(body, BODY_BYTES_MAX).await?;
-        parse_json(&bytes).map(Self)
+        parse_object(&bytes).map(Self)
     }
 }
 
 /// Whether the content type is this one, whatever its parameters.
 pub fn has_media_type(parts: &Parts, expected: &str) -> bool {
-    let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     content_type.split(';').next().is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case(expected))
 }
 
@@ -48,6 +49,14 @@ pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> 
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(bytes_max)),
         Ok(Err(_)) => Err(ApiError::bad_request("the body broke off")),
     }
+}
+
+/// Parses a JSON object. Arrays are refused, in which fields would have no names.
+pub fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::field("body", "must be an object"));
+    }
+    parse_json(bytes)
 }
 
 /// Parses JSON: 400 for what is not JSON, 422 with the field for what is not expected.
@@ -63,7 +72,9 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             ApiError::bad_request(format!("the body is not valid JSON: {cause}"))
         }
     })?;
-    deserializer.end().map_err(|cause| ApiError::bad_request(format!("the body is not valid JSON: {cause}")))?;
+    deserializer
+        .end()
+        .map_err(|cause| ApiError::bad_request(format!("the body is not valid JSON: {cause}")))?;
     Ok(parsed)
 }
 
@@ -73,7 +84,9 @@ fn without_position(error: &serde_json::Error) -> String {
     let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
     match (message.strip_prefix("invalid type: "), message.rsplit_once(", expected ")) {
         (Some(_), Some((_, expected))) => format!("must be {expected}"),
-        (None, Some((found, expected))) if found.starts_with("invalid value: ") => format!("must be {expected}"),
+        (None, Some((found, expected))) if found.starts_with("invalid value: ") => {
+            format!("must be {expected}")
+        }
         _ => message.to_owned(),
     }
 }

@@ -120,9 +120,17 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
     request.headers_mut().insert(REQUEST_ID, id.clone());
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().as_str().to_owned();
-    let span = info_span!("request", request_id = id.to_str().unwrap_or_default(), method, path = request.uri().path());
+    let span = info_span!(
+        "request",
+        request_id = id.to_str().unwrap_or_default(),
+        method,
+        path = request.uri().path()
+    );
 
     let mut response = next.run(request).instrument(span).await;
 
@@ -139,5 +147,7 @@ fn request_id(request: &Request) -> HeaderValue {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
             && id.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
     });
-    given.cloned().unwrap_or_else(|| HeaderValue::try_from(Uuid::now_v7().to_string()).expect("a UUID is a header value"))
+    given.cloned().unwrap_or_else(|| {
+        HeaderValue::try_from(Uuid::now_v7().to_string()).expect("a UUID is a header value")
+    })
 }

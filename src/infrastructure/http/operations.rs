@@ -67,7 +67,8 @@ pub struct CheckView {
 
 fn health_view(checks: Vec<CheckView>) -> (StatusCode, Json<HealthView>) {
     let well = checks.iter().all(|check| check.status == "ok");
-    let (code, status) = if well { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "failing") };
+    let (code, status) =
+        if well { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "failing") };
     (code, Json(HealthView { status, version: env!("CARGO_PKG_VERSION"), checks }))
 }
 
@@ -130,15 +131,19 @@ pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse 
     for (pool, open, idle) in operations.database.pool_use() {
         let in_use = f64::from(open.saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX)));
         metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "in_use").set(in_use);
-        metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "idle").set(f64::from(open) - in_use);
+        metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "idle")
+            .set(f64::from(open) - in_use);
     }
     // without the database the rest is still worth telling
     if let Ok(backlog) = operations.backlog.recent().await {
-        for (state, depth) in [("ready", backlog.ready), ("scheduled", backlog.scheduled), ("processing", backlog.processing)] {
+        for (state, depth) in
+            [("ready", backlog.ready), ("scheduled", backlog.scheduled), ("processing", backlog.processing)]
+        {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
             metrics::gauge!("webhook_queue_depth", "state" => state).set(depth as f64);
         }
-        metrics::gauge!("webhook_oldest_ready_age_seconds").set(backlog.oldest_ready_age.unwrap_or_default().as_secs_f64());
+        metrics::gauge!("webhook_oldest_ready_age_seconds")
+            .set(backlog.oldest_ready_age.unwrap_or_default().as_secs_f64());
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], operations.metrics.render())
 }

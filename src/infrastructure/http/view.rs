@@ -43,6 +43,12 @@ pub struct EventBody {
 }
 
 impl EventBody {
+    /// Reads an event from JSON; the error is in words.
+    pub fn from_json(json: &str) -> anyhow::Result<Self> {
+        super::extract::parse_object(json.as_bytes())
+            .map_err(|error| anyhow::Error::msg(error.detail().to_owned()))
+    }
+
     /// Checks the event; `traceparent` comes from the request's header.
     pub fn into_event(self, traceparent: Option<String>) -> Result<Event, Invalid> {
         Event::parse(EventParts {
@@ -277,7 +283,8 @@ pub struct DurationsView {
 impl From<Statistics> for StatisticsView {
     #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
     fn from(statistics: Statistics) -> Self {
-        let Statistics { from, pending, processing, completed, failed, cancelled, attempts, retries, .. } = statistics;
+        let Statistics { from, pending, processing, completed, failed, cancelled, attempts, retries, .. } =
+            statistics;
         let ended = completed + failed;
         Self {
             from,
@@ -290,7 +297,12 @@ impl From<Statistics> for StatisticsView {
             attempts,
             retries,
             success_rate: (ended > 0).then(|| completed as f64 / ended as f64),
-            duration_ms: statistics.duration_ms.map(|d| DurationsView { avg: d.avg, p50: d.p50, p95: d.p95, p99: d.p99 }),
+            duration_ms: statistics.duration_ms.map(|d| DurationsView {
+                avg: d.avg,
+                p50: d.p50,
+                p95: d.p95,
+                p99: d.p99,
+            }),
             oldest_ready_age_ms: statistics.oldest_ready_age_ms,
         }
     }

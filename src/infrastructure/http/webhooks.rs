@@ -63,7 +63,10 @@ pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
     (status = 200, body = DeliveryView),
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn show(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Json<DeliveryView>, ApiError> {
+pub async fn show(
+    State(api): State<Api>,
+    ApiPath(queue_id): ApiPath<QueueId>,
+) -> Result<Json<DeliveryView>, ApiError> {
     Ok(Json(api.deliveries.show(queue_id).await?.into()))
 }
 
@@ -98,16 +101,23 @@ impl ListQuery {
             status: self.status.and_then(|text| faults.note(text.parse::<DeliveryStatus>())),
             config_id: self.config_id.and_then(|number| faults.note(EndpointId::parse("config_id", number))),
             // a plus that was not encoded has become a space on the way
-            event_type: self.event_type.and_then(|text| faults.note(text.replace(' ', "+").parse::<EventType>())),
+            event_type: self
+                .event_type
+                .and_then(|text| faults.note(text.replace(' ', "+").parse::<EventType>())),
             event_id: self.event_id.and_then(|text| {
-                let plain = if text.contains('\0') { Err(Invalid::field("event_id", "must not contain NUL characters")) } else { Ok(text) };
+                let plain = if text.contains('\0') {
+                    Err(Invalid::field("event_id", "must not contain NUL characters"))
+                } else {
+                    Ok(text)
+                };
                 faults.note(plain)
             }),
             from: self.from,
             to: self.to,
             before: self.cursor.and_then(|text| {
                 let parsed = text.parse::<QueueId>();
-                faults.note(parsed.map_err(|_| Invalid::field("cursor", "must be a next_cursor of this list")))
+                faults
+                    .note(parsed.map_err(|_| Invalid::field("cursor", "must be a next_cursor of this list")))
             }),
         };
         faults.into_result()?;
@@ -128,7 +138,10 @@ pub(super) fn page_size(limit: Option<i64>) -> Result<usize, Invalid> {
     (status = 200, body = Page<DeliveryView>),
     (status = 422, description = "A filter is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn list(State(api): State<Api>, ApiQuery(query): ApiQuery<ListQuery>) -> Result<Json<Page<DeliveryView>>, ApiError> {
+pub async fn list(
+    State(api): State<Api>,
+    ApiQuery(query): ApiQuery<ListQuery>,
+) -> Result<Json<Page<DeliveryView>>, ApiError> {
     let (filter, limit) = query.filter()?;
     let deliveries = api.deliveries.list(&filter, limit).await?;
     let next_cursor = deliveries.get(limit - 1).map(|last| last.queue_id.to_string());
@@ -178,7 +191,10 @@ pub fn parse_window(text: &str) -> Result<Duration, Invalid> {
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It is not waiting for a later time", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn retry(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Json<DeliveryView>, ApiError> {
+pub async fn retry(
+    State(api): State<Api>,
+    ApiPath(queue_id): ApiPath<QueueId>,
+) -> Result<Json<DeliveryView>, ApiError> {
     Ok(Json(api.deliveries.retry_now(queue_id).await?.into()))
 }
 
@@ -188,7 +204,10 @@ pub async fn retry(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) 
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It is being attempted, or terminal already", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn cancel(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Json<DeliveryView>, ApiError> {
+pub async fn cancel(
+    State(api): State<Api>,
+    ApiPath(queue_id): ApiPath<QueueId>,
+) -> Result<Json<DeliveryView>, ApiError> {
     Ok(Json(api.deliveries.cancel(queue_id).await?.into()))
 }
 
@@ -198,7 +217,10 @@ pub async fn cancel(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>)
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It is still open, or its config was deleted", body = Problem, content_type = "application/problem+json"),
 ))]
-pub async fn replay(State(api): State<Api>, ApiPath(queue_id): ApiPath<QueueId>) -> Result<Response, ApiError> {
+pub async fn replay(
+    State(api): State<Api>,
+    ApiPath(queue_id): ApiPath<QueueId>,
+) -> Result<Response, ApiError> {
     let delivery = api.deliveries.replay(queue_id).await?;
     let location = [(header::LOCATION, format!("/webhooks/{}", delivery.queue_id))];
     Ok((StatusCode::CREATED, location, Json(DeliveryView::from(delivery))).into_response())

@@ -101,13 +101,19 @@ impl DeliveryQueue for Database {
 }
 
 impl Database {
-    async fn settle_once(&self, attempts: &[FinishedAttempt]) -> Result<std::collections::HashSet<Uuid>, StoreError> {
+    async fn settle_once(
+        &self,
+        attempts: &[FinishedAttempt],
+    ) -> Result<std::collections::HashSet<Uuid>, StoreError> {
         within!(self.engine, ENGINE_LIMIT, |connection| settle_all(&mut connection, attempts))
     }
 }
 
 /// Stores deliveries; answers those that it did not store, with the delivery that was there before.
-async fn insert(connection: &mut PgConnection, deliveries: &[&NewDelivery]) -> sqlx::Result<Vec<(Uuid, Option<Uuid>)>> {
+async fn insert(
+    connection: &mut PgConnection,
+    deliveries: &[&NewDelivery],
+) -> sqlx::Result<Vec<(Uuid, Option<Uuid>)>> {
     macro_rules! column {
         (|$delivery:ident| $value:expr) => {
             deliveries.iter().map(|$delivery| $value).collect::<Vec<_>>()

@@ -30,8 +30,9 @@ impl DeliveryRecords for Database {
 
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError> {
         let mut query = list_query(filter, limit);
-        let rows: Vec<DeliveryRow> =
-            within!(self.requests, SCAN_LIMIT, |connection| query.build_query_as().fetch_all(&mut *connection))?;
+        let rows: Vec<DeliveryRow> = within!(self.requests, SCAN_LIMIT, |connection| query
+            .build_query_as()
+            .fetch_all(&mut *connection))?;
         Ok(rows.into_iter().map(|row| row.0).collect())
     }
 
@@ -55,7 +56,8 @@ impl DeliveryRecords for Database {
             reason
         )
         .fetch_one(&mut *connection))?;
-        metrics::counter!("webhook_deliveries_total", "status" => "cancelled").increment(cancelled.unsigned_abs());
+        metrics::counter!("webhook_deliveries_total", "status" => "cancelled")
+            .increment(cancelled.unsigned_abs());
         Ok(cancelled == 1)
     }
 
@@ -142,11 +144,16 @@ fn millis(duration: Duration) -> u64 {
 
 /// Newest first: the order of the key, since ids are made in the order of time.
 fn list_query(filter: &DeliveryFilter, limit: usize) -> QueryBuilder<Postgres> {
-    let mut query = QueryBuilder::new("-- records.list\nselect * from webhook_queue where deleted_at is null");
+    let mut query =
+        QueryBuilder::new("-- records.list\nselect * from webhook_queue where deleted_at is null");
     if let Some(status) = filter.status {
         // which partitions there are to look into follows from the second half
         query.push(" and status = ").push_bind(status.as_str());
-        query.push(if status.is_terminal() { " and completed_at is not null" } else { " and completed_at is null" });
+        query.push(if status.is_terminal() {
+            " and completed_at is not null"
+        } else {
+            " and completed_at is null"
+        });
     }
     if let Some(config_id) = filter.config_id {
         query.push(" and config_id = ").push_bind(config_id.get());

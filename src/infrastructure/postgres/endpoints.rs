@@ -18,7 +18,8 @@ use crate::domain::retry::RetryPolicy;
 impl EndpointStore for Database {
     async fn register(&self, settings: &EndpointSettings) -> Result<Endpoint, StoreError> {
         let row = EndpointColumns::from(settings);
-        let stored = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+        let stored = within!(self.requests, REQUEST_LIMIT, |connection| {
+            sqlx::query_as!(
             EndpointRow,
             r#"-- endpoints.register
             insert into webhook_configs (name, postback_url, chargeback_url, headers, timeout_ms, max_retries,
@@ -39,12 +40,14 @@ impl EndpointStore for Database {
             row.priority,
             row.enabled,
         )
-        .fetch_one(&mut *connection))?;
+        .fetch_one(&mut *connection)
+        })?;
         stored.try_into().map_err(inconsistent)
     }
 
     async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
-        let row = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+        let row = within!(self.requests, REQUEST_LIMIT, |connection| {
+            sqlx::query_as!(
             EndpointRow,
             r#"-- endpoints.find
             select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
@@ -54,12 +57,14 @@ impl EndpointStore for Database {
             where id = $1"#,
             id.get(),
         )
-        .fetch_optional(&mut *connection))?;
+        .fetch_optional(&mut *connection)
+        })?;
         row.map(TryInto::try_into).transpose().map_err(inconsistent)
     }
 
     async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError> {
-        let rows = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+        let rows = within!(self.requests, REQUEST_LIMIT, |connection| {
+            sqlx::query_as!(
             EndpointRow,
             r#"-- endpoints.list
             select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
@@ -72,7 +77,8 @@ impl EndpointStore for Database {
             after.map_or(0, EndpointId::get),
             i64::try_from(limit).unwrap_or(i64::MAX),
         )
-        .fetch_all(&mut *connection))?;
+        .fetch_all(&mut *connection)
+        })?;
         rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>().map_err(inconsistent)
     }
 
@@ -84,7 +90,8 @@ impl EndpointStore for Database {
     ) -> Result<Option<Endpoint>, StoreError> {
         let row = EndpointColumns::from(settings);
         // a revision is never reused, even by two changes within one tick of the clock
-        let changed = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as!(
+        let changed = within!(self.requests, REQUEST_LIMIT, |connection| {
+            sqlx::query_as!(
             EndpointRow,
             r#"-- endpoints.change
             update webhook_configs
@@ -110,7 +117,8 @@ impl EndpointStore for Database {
             row.priority,
             row.enabled,
         )
-        .fetch_optional(&mut *connection))?;
+        .fetch_optional(&mut *connection)
+        })?;
         changed.map(TryInto::try_into).transpose().map_err(inconsistent)
     }
 
@@ -145,7 +153,9 @@ struct EndpointColumns<'a> {
 
 impl<'a> From<&'a EndpointSettings> for EndpointColumns<'a> {
     fn from(settings: &'a EndpointSettings) -> Self {
-        let millis = |duration: Duration| i32::try_from(duration.as_millis()).expect("the domain keeps it below a day");
+        let millis = |duration: Duration| {
+            i32::try_from(duration.as_millis()).expect("the domain keeps it below a day")
+        };
         Self {
             name: &settings.name,
             postback_url: settings.postback_url.as_ref().map(EndpointUrl::as_str),

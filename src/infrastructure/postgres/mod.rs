@@ -9,8 +9,8 @@ mod upkeep;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 pub use notifications::{announce_ready, listen_for_ready, tell_ready};
 
@@ -43,7 +43,10 @@ impl Database {
     pub fn new(options: PgConnectOptions, request_connections: u32) -> Self {
         let options = options.application_name("webhook-processor").disable_statement_logging();
         let pool = |connections| {
-            PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_LIMIT).connect_lazy_with(options.clone())
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_LIMIT)
+                .connect_lazy_with(options.clone())
         };
         Self { requests: pool(request_connections), engine: pool(ENGINE_CONNECTIONS), options }
     }
@@ -58,19 +61,18 @@ impl Database {
     /// Whether the schema is as new as this program needs it. Fails where the database does not answer.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max();
-        let applied: Option<i64> = within!(
-            self.requests,
-            REQUEST_LIMIT,
-            |connection| sqlx::query_scalar("-- database.version\nselect max(version) from _sqlx_migrations where success")
-                .fetch_one(&mut *connection)
+        let applied: Option<i64> = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_scalar(
+            "-- database.version\nselect max(version) from _sqlx_migrations where success"
         )
+        .fetch_one(&mut *connection))
         .or_else(|error| if is_missing_table(&error) { Ok(None) } else { Err(error) })?;
         Ok(applied >= newest)
     }
 
     /// Connections of the pools: open ones, and how many of those are idle; for requests and for the engine.
     pub fn pool_use(&self) -> [(&'static str, u32, usize); 2] {
-        [("requests", &self.requests), ("engine", &self.engine)].map(|(name, pool)| (name, pool.size(), pool.num_idle()))
+        [("requests", &self.requests), ("engine", &self.engine)]
+            .map(|(name, pool)| (name, pool.size(), pool.num_idle()))
     }
 
     /// Closes all connections.

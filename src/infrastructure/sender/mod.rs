@@ -62,12 +62,24 @@ impl HttpSender {
         Ok(Self { client, settings })
     }
 
-    async fn get(&self, delivery: &LeasedDelivery, endpoint: &Endpoint, limit: Duration) -> Result<Answer, String> {
-        let url = Url::parse(&delivery.webhook_url).map_err(|error| format!("the URL is not valid: {error}"))?;
+    async fn get(
+        &self,
+        delivery: &LeasedDelivery,
+        endpoint: &Endpoint,
+        limit: Duration,
+    ) -> Result<Answer, String> {
+        let url =
+            Url::parse(&delivery.webhook_url).map_err(|error| format!("the URL is not valid: {error}"))?;
         self.settings.addresses.check_literal(&url).map_err(|forbidden| forbidden.to_string())?;
         let headers = headers(delivery, endpoint);
-        let response =
-            self.client.get(url).headers(headers).timeout(limit).send().await.map_err(|error| describe(error, limit))?;
+        let response = self
+            .client
+            .get(url)
+            .headers(headers)
+            .timeout(limit)
+            .send()
+            .await
+            .map_err(|error| describe(error, limit))?;
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
         let body = self.start_of_body(response).await.map_err(|error| describe(error, limit))?;

@@ -1,0 +1,182 @@
+//! Leases: expiry, loss, and what the audit keeps of attempts whose outcome nobody knows.
+
+use std::time::Duration;
+
+use serde_json::json;
+use webhook_processor::application::ports::{Claim, DeliveryQueue as _, Settled};
+use webhook_processor::domain::attempt::{Answer, AttemptOutcome};
+use webhook_processor::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery, WorkerId};
+use webhook_processor::domain::retry::Verdict;
+use webhook_processor::infrastructure::postgres::Database;
+use webhook_processor::infrastructure::service::Role;
+
+use crate::support::eventually;
+use crate::support::postgres::TestDatabase;
+use crate::support::receiver::TestReceiver;
+use crate::support::service::TestService;
+
+fn claim(worker: usize, limit: usize) -> Claim {
+    let worker_id = WorkerId::new("test", 1, 1, worker);
+    Claim { worker_id, limit, lease: Duration::from_mins(5), after: None, held: false }
+}
+
+fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
+    let now = std::time::Instant::now();
+    FinishedAttempt {
+        queue_id: delivery.queue_id,
+        lease: delivery.lease.clone(),
+        config_id: delivery.config_id,
+        number: delivery.attempt,
+        times: AttemptTimes::Measured { started: now, ended: now },
+        outcome: AttemptOutcome::Answered(Answer { status: 200, body: "ok".into(), retry_after: None }),
+        verdict: Verdict::Completed,
+    }
+}
+
+/// An API with one delivery on it, and the queue behind it.
+async fn one_delivery(receiver: &str) -> (TestService, Database, String) {
+    let api = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let config = api.api.register(receiver, json!({"retry_base_ms": 1, "retry_cap_ms": 1})).await;
+    let queue_id = api.api.credit(config).await;
+    let queue = Database::new(api.database.options.clone(), 2);
+    (api, queue, queue_id)
+}
+
+#[tokio::test]
+async fn a_settle_whose_lease_has_passed_to_another_worker_changes_nothing() {
+    let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    assert!(queue.claim(&claim(2, 10)).await.unwrap().is_empty());
+    api.database.execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'").await;
+
+    let second = queue.claim(&claim(2, 10)).await.unwrap();
+
+    assert_eq!(second.len(), 1);
+    assert!(second[0].abandoned_for.is_some_and(|age| age >= Duration::from_secs(119)));
+    assert_eq!(queue.settle(&[delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(api.api.get(&format!("/webhooks/{queue_id}")).await.json()["status"], "processing");
+    assert_eq!(queue.settle(&[delivered(&second[0])]).await.unwrap(), [Settled::Written]);
+    assert_eq!(queue.settle(&[delivered(&second[0])]).await.unwrap(), [Settled::LeaseLost]);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_worker_cannot_settle_by_an_older_lease_of_its_own() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    api.database.execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'").await;
+    let second = queue.claim(&claim(1, 10)).await.unwrap();
+
+    assert_eq!(first[0].lease.worker_id, second[0].lease.worker_id);
+    assert_eq!(queue.settle(&[delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(queue.settle(&[delivered(&second[0])]).await.unwrap(), [Settled::Written]);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_expired_untouched_is_recorded_as_an_unknown_outcome_and_the_delivery_goes_on() {
+    let receiver = TestReceiver::start().await;
+    let (api, queue, queue_id) = one_delivery(&receiver.url).await;
+    queue.claim(&claim(1, 10)).await.unwrap();
+    api.database.execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'").await;
+
+    let worker = TestService::start_with(Role::Worker, api.database.clone(), &[]).await;
+    let delivery = api.api.delivery_in(&queue_id, "completed").await;
+
+    let attempts = delivery["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2);
+    assert_eq!(attempts[0]["error"], "lease expired, outcome unknown");
+    assert!(attempts[0]["duration_ms"].is_null() && attempts[0]["http_status"].is_null());
+    assert_eq!(attempts[1]["http_status"], 200);
+    assert_eq!(receiver.count(), 1);
+    worker.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_delivery_that_loses_its_worker_every_time_ends_as_a_dead_letter() {
+    let (api, _, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    // no attempt of its own comes in between
+    let never = json!({"retry_base_ms": 86_400_000, "retry_cap_ms": 86_400_000});
+    api.api.patch("/api/webhooks/1", never).await;
+    api.database.execute("update webhook_queue_open set ready_since = null").await;
+    // each time the lease expires under a worker that is gone, and the next one records it
+    let service = TestService::start_with(Role::Worker, api.database.clone(), &[]).await;
+    let dead = eventually("a dead letter", async || {
+        api.database
+            .execute("update webhook_queue_open set worker_id = 'gone', status = 'processing', ready_since = now(),
+                      locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'")
+            .await;
+        let delivery = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
+        (delivery["status"] == "failed").then_some(delivery)
+    })
+    .await;
+
+    let attempts = dead["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 7);
+    assert!(attempts.iter().all(|attempt| attempt["error"] == "lease expired, outcome unknown"));
+    service.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn an_expired_lease_of_a_disabled_config_is_recorded_and_the_delivery_waits() {
+    let receiver = TestReceiver::start().await;
+    let (api, queue, queue_id) = one_delivery(&receiver.url).await;
+    queue.claim(&claim(1, 10)).await.unwrap();
+    api.database
+        .execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min';
+                  update webhook_configs set enabled = false, updated_at = clock_timestamp()")
+        .await;
+
+    let worker = TestService::start_with(Role::Worker, api.database.clone(), &[]).await;
+    let delivery = api.api.delivery_in(&queue_id, "pending").await;
+
+    assert_eq!(delivery["attempts"][0]["error"], "lease expired, outcome unknown");
+    assert_eq!(receiver.count(), 0);
+    worker.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn two_claims_never_take_the_same_delivery() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    api.database
+        .execute("insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries)
+                  select gen_random_uuid(), '+credit', g::text, 1, 'http://127.0.0.1:1/', g % 4, 6 from generate_series(1, 999) g")
+        .await;
+
+    let claims = futures_util::future::join_all((0..40).map(|worker| {
+        let queue = &queue;
+        async move { queue.claim(&claim(worker, 30)).await.unwrap() }
+    }))
+    .await;
+
+    let taken: Vec<_> = claims.iter().flatten().map(|delivery| delivery.queue_id).collect();
+    let different: std::collections::HashSet<_> = taken.iter().collect();
+    assert_eq!((taken.len(), different.len()), (1000, 1000));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_is_fair_to_an_endpoint_beside_one_with_a_long_backlog() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let neighbour = api.api.register("http://127.0.0.1:1", json!({})).await;
+    api.database
+        .execute("insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries)
+                  select gen_random_uuid(), '+credit', g::text, 1, 'http://127.0.0.1:1/', 2, 6 from generate_series(1, 2000) g")
+        .await;
+    api.api.credit(neighbour).await;
+
+    let first = queue.claim(&claim(1, 50)).await.unwrap();
+    let after = first.last().map(|delivery| delivery.config_id);
+    let second = queue.claim(&Claim { after, ..claim(1, 50) }).await.unwrap();
+
+    assert!(first.iter().all(|delivery| delivery.config_id.get() == 1));
+    assert_eq!(
+        second[0].config_id.get().max(second.iter().map(|d| d.config_id.get()).max().unwrap()),
+        neighbour
+    );
+    assert_eq!(second.len(), 50);
+    api.stop().await;
+}
