@@ -127,9 +127,11 @@ mod tests {
 
     use super::*;
 
+    type Batches = Arc<Mutex<Vec<Vec<u32>>>>;
+
     /// Records each batch; waits for a permit before each write; refuses batches with a 13 in them.
     struct Recorder {
-        batches: Arc<Mutex<Vec<Vec<u32>>>>,
+        batches: Batches,
         gate: Arc<Semaphore>,
     }
 
@@ -145,7 +147,7 @@ mod tests {
         }
     }
 
-    fn recorder(permits: usize) -> (Recorder, Arc<Mutex<Vec<Vec<u32>>>>, Arc<Semaphore>) {
+    fn recorder(permits: usize) -> (Recorder, Batches, Arc<Semaphore>) {
         let batches = Arc::new(Mutex::new(vec![]));
         let gate = Arc::new(Semaphore::new(permits));
         (Recorder { batches: batches.clone(), gate: gate.clone() }, batches, gate)
@@ -153,7 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_arrives_during_a_write_shares_the_next_one() {
-        let (writer, batches, gate) = recorder(0);
+        let (writer, written, gate) = recorder(0);
         let batcher = Batcher::start(writer, 100, 100);
         let first = batcher.write(1, 1);
         tokio::pin!(first);
@@ -166,7 +168,7 @@ mod tests {
         assert_eq!(first.await.unwrap(), 2);
         let doubled: Vec<u32> = others.await.into_iter().map(Result::unwrap).collect();
         assert_eq!(doubled, [4, 6, 8]);
-        assert_eq!(*batches.lock().unwrap(), [vec![1], vec![2, 3, 4]]);
+        assert_eq!(*written.lock().unwrap(), [vec![1], vec![2, 3, 4]]);
     }
 
     #[tokio::test]

@@ -129,7 +129,7 @@ impl Enqueue {
                     return Ok(Receipt { queue_id: first, duplicate: true, stored: None });
                 }
                 Stored::EndpointChanged => {
-                    endpoint = self.directory.other_than(id, Some(known.updated_at)).await?
+                    endpoint = self.directory.other_than(id, Some(known.updated_at)).await?;
                 }
             }
         }

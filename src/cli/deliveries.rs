@@ -132,7 +132,10 @@ async fn enqueue_lines(input: impl AsyncRead + Unpin, application: &Application)
     }
     bar.finish_and_clear();
     println!("{stored} accepted, {duplicates} accepted before, {refused} refused");
-    if refused > 0 { bail!("{refused} events were refused") } else { Ok(()) }
+    if refused > 0 {
+        bail!("{refused} events were refused");
+    }
+    Ok(())
 }
 
 fn lines_of(input: impl AsyncRead + Unpin) -> impl futures_util::Stream<Item = std::io::Result<String>> {
@@ -167,7 +170,7 @@ pub async fn stats(args: &StatsArgs, application: &Application, json: bool) -> a
 
 #[derive(Args)]
 pub struct ShowArgs {
-    /// Its queue_id.
+    /// Its `queue_id`.
     queue_id: String,
 }
 
@@ -250,7 +253,10 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
         }
         println!("{rows}");
     }
-    if refused > 0 { bail!("{refused} deliveries were not replayed") } else { Ok(()) }
+    if refused > 0 {
+        bail!("{refused} deliveries were not replayed");
+    }
+    Ok(())
 }
 
 /// The dead letters that match, oldest first.

@@ -6,6 +6,8 @@ mod deliveries;
 mod output;
 mod receiver;
 
+use std::fmt::Write as _;
+
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +67,8 @@ fn settings_help() -> String {
     let mut help = String::from("Settings, from the environment, then .env, then these defaults:\n");
     for setting in &SETTINGS {
         let default = if setting.default.is_empty() { "unset" } else { setting.default };
-        help.push_str(&format!("  {} [{default}]\n          {}\n", setting.name, setting.meaning));
+        writeln!(help, "  {} [{default}]\n          {}", setting.name, setting.meaning)
+            .expect("a String takes it");
     }
     help
 }

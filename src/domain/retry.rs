@@ -241,7 +241,7 @@ mod tests {
             let policy = RetryPolicy::default().changed(None, Some(base), Some(cap), Some(jitter)).unwrap();
             let delay = policy.delay(n, &mut StdRng::seed_from_u64(seed));
             let plain = policy.base().saturating_mul(1_u32.checked_shl(u32::from(n) - 1).unwrap_or(u32::MAX)).min(policy.cap());
-            let slack = Duration::from_nanos(1_000);
+            let slack = Duration::from_micros(1);
             prop_assert!(delay + slack >= plain.mul_f64(1.0 - jitter));
             prop_assert!(delay <= plain.mul_f64(1.0 + jitter) + slack);
         }

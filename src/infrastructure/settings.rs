@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -153,10 +154,10 @@ impl Settings {
         environment: HashMap<String, String>,
     ) -> Result<Self, SettingsError> {
         let starts = |name: &str, prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-        for name in file.keys().filter(|name| !is_setting(name) && !starts(name, &FOREIGN_PREFIXES)) {
+        if let Some(name) = file.keys().find(|name| !is_setting(name) && !starts(name, &FOREIGN_PREFIXES)) {
             return Err(SettingsError::new(name, "is in .env, but there is no such setting"));
         }
-        for name in environment.keys().filter(|name| !is_setting(name) && starts(name, &OUR_PREFIXES)) {
+        if let Some(name) = environment.keys().find(|name| !is_setting(name) && starts(name, &OUR_PREFIXES)) {
             return Err(SettingsError::new(name, "there is no such setting"));
         }
         Source::new(file, environment)?.settings()
@@ -219,12 +220,12 @@ impl Source {
         Ok(Settings {
             database: self.database("DATABASE_URL")?,
             listen_database: self.database("LISTEN_DATABASE_URL")?,
-            request_connections: self.number("DATABASE_MAX_CONNECTIONS", 1, 1_000)?,
+            request_connections: self.number("DATABASE_MAX_CONNECTIONS", 1..=1_000)?,
             data_dir: self.text("DATA_DIR")?.into(),
             listen_addr: self.parse("LISTEN_ADDR", "an address and a port, such as 127.0.0.1:8080")?,
             workers: WorkerSettings {
-                count: self.number("WORKER_COUNT", 1, 1_000)?,
-                batch_size: self.number("WORKER_BATCH_SIZE", 1, 1_000)?,
+                count: self.number("WORKER_COUNT", 1..=1_000)?,
+                batch_size: self.number("WORKER_BATCH_SIZE", 1..=1_000)?,
                 poll_interval: self.duration(
                     "WORKER_POLL_INTERVAL",
                     Duration::from_millis(10),
@@ -233,7 +234,7 @@ impl Source {
                 lease,
             },
             http_timeout,
-            response_bytes_max: self.number("RESPONSE_BODY_MAX", 0, 65_536)?,
+            response_bytes_max: self.number("RESPONSE_BODY_MAX", 0..=65_536)?,
             egress_allow: self.networks("EGRESS_ALLOW")?,
             archive_retention: self.duration(
                 "ARCHIVE_RETENTION",
@@ -258,15 +259,13 @@ impl Source {
         self.text(name)?.parse().map_err(|_| SettingsError::new(name, format!("must be {expected}")))
     }
 
-    fn number<T: FromStr + PartialOrd + std::fmt::Display>(
-        &self,
-        name: &'static str,
-        min: T,
-        max: T,
-    ) -> Result<T, SettingsError> {
-        let expected = format!("a whole number from {min} to {max}");
+    fn number<T>(&self, name: &'static str, range: RangeInclusive<T>) -> Result<T, SettingsError>
+    where
+        T: FromStr + PartialOrd + std::fmt::Display,
+    {
+        let expected = format!("a whole number from {} to {}", range.start(), range.end());
         let number = self.parse(name, &expected)?;
-        if min <= number && number <= max {
+        if range.contains(&number) {
             Ok(number)
         } else {
             Err(SettingsError::new(name, format!("must be {expected}")))

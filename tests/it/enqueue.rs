@@ -175,15 +175,17 @@ async fn a_stream_of_lines_may_have_any_length_and_holes() {
     let count = 12_000;
     let mut lines = String::from("\n");
     for number in 0..count {
-        lines.push_str(&match number {
-            10 => "not json\n".to_owned(),
-            11 => format!("{}\n", "x".repeat(70_000)),
-            _ => {
-                format!("{{\"event_type\":\"+credit\",\"config_id\":{config},\"event_id\":\"{number}\"}}\r\n")
-            }
-        });
+        match number {
+            10 => lines.push_str("not json"),
+            11 => lines.push_str(&"x".repeat(70_000)),
+            _ => lines.push_str(
+                &json!({"event_type": "+credit", "config_id": config, "event_id": number.to_string()})
+                    .to_string(),
+            ),
+        }
+        lines.push_str("\r\n");
     }
-    lines.truncate(lines.len() - 1);
+    lines.truncate(lines.len() - "\r\n".len());
 
     let request =
         service.api.request(Method::POST, "/webhooks/batch").header("content-type", "application/x-ndjson");

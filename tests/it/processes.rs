@@ -14,9 +14,8 @@ use crate::support::receiver::{Reply, TestReceiver};
 /// Enqueues `count` events by one stream of lines.
 async fn enqueue_many(process: &Process, config: i64, count: usize) {
     let api = process.api();
-    let lines: String = (0..count)
-        .map(|n| format!("{{\"event_type\":\"+credit\",\"config_id\":{config},\"event_id\":\"{n}\",\"url_params\":{{\"n\":{n}}}}}\n"))
-        .collect();
+    let event = |n| json!({"event_type": "+credit", "config_id": config, "event_id": format!("{n}"), "url_params": {"n": n}});
+    let lines = (0..count).map(|n| event(n).to_string()).collect::<Vec<_>>().join("\n");
     let request = api
         .request(Method::POST, "/webhooks/batch")
         .header("content-type", "application/x-ndjson")

@@ -72,7 +72,7 @@ impl Binaries {
             match data_major {
                 Some(major) => format!(
                     "its files are of PostgreSQL {major}, the server programs of this machine of \
-                     PostgreSQL {found}: install PostgreSQL {major}, or carry the data over with pg_dump or pg_upgrade"
+                     PostgreSQL {found}: install PostgreSQL {major}, or carry the data over with pg_upgrade"
                 ),
                 None => format!(
                     "PostgreSQL {MAJOR_MIN} or newer is needed, found only {found}: {HOW_TO_GET_THEM}"

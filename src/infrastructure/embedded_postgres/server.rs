@@ -3,8 +3,8 @@
 //! Everything here blocks and expects that its caller holds the location's start lock.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ const LOG_LINES_SHOWN: usize = 12;
 
 /// Standard output of `pg_ctl`, and of the server until it writes its own log.
 const START_LOG: &str = "start.log";
+
+/// The file of our settings in the data directory.
+const SETTINGS_FILE: &str = "webhook-processor.conf";
 
 /// A process number above those that any system gives out.
 const NOBODY: u32 = i32::MAX as u32;
@@ -139,11 +142,25 @@ impl Server {
         Ok(())
     }
 
-    /// Writes `postgresql.conf`; what somebody has set by `ALTER SYSTEM` stands elsewhere and still rules.
+    /// Writes our settings to a file of their own, which `postgresql.conf` includes: what initdb found out
+    /// about the machine stays in force, and what somebody has set by `ALTER SYSTEM` rules over both.
     pub(super) fn write_settings(&self) -> Result<()> {
-        let path = self.location.data().join("postgresql.conf");
+        let path = self.location.data().join(SETTINGS_FILE);
         fs::write(&path, settings(&self.location.socket_directory, self.durable))
-            .with_context(|| format!("cannot write {}", path.display()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        self.location.account.give(&path)?;
+
+        let path = self.location.data().join("postgresql.conf");
+        let include = format!("include '{SETTINGS_FILE}'");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if text.lines().any(|line| line == include) {
+            return Ok(());
+        }
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| writeln!(file, "\n{include}"))
+            .with_context(|| format!("cannot add to {}", path.display()))
     }
 
     /// The ends of the logs that were written to since `begun_at`, to be shown with an error.
@@ -276,7 +293,8 @@ fn data_major(data: &Path) -> Result<Option<u32>> {
 fn settings(socket_directory: &Path, durable: bool) -> String {
     let socket_directory = socket_directory.to_string_lossy().replace('"', "\"\"");
     let socket_directory = socket_directory.replace('\\', "\\\\").replace('\'', "''");
-    let mut settings = format!(
+    let safe = if durable { "on" } else { "off" };
+    format!(
         "# Written anew at each start; use ALTER SYSTEM to change a setting for good.\n\
          cluster_name = 'webhook-processor'\n\
          listen_addresses = ''\n\
@@ -300,12 +318,11 @@ fn settings(socket_directory: &Path, durable: bool) -> String {
          log_timezone = 'UTC'\n\
          # Neither statements nor rows: they hold payloads and secrets.\n\
          log_min_error_statement = 'panic'\n\
-         log_error_verbosity = 'terse'\n"
-    );
-    if !durable {
-        settings.push_str("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n");
-    }
-    settings
+         log_error_verbosity = 'terse'\n\
+         fsync = {safe}\n\
+         synchronous_commit = {safe}\n\
+         full_page_writes = {safe}\n"
+    )
 }
 
 /// What a program that failed has said.
@@ -360,9 +377,11 @@ mod tests {
 
     #[test]
     fn a_durable_server_keeps_every_promise_of_a_commit() {
-        let settings = settings(Path::new("/data"), true);
-        for promise in ["fsync", "synchronous_commit", "full_page_writes"] {
-            assert!(!settings.contains(promise), "{promise}");
+        for (durable, value) in [(true, "on"), (false, "off")] {
+            let settings = settings(Path::new("/data"), durable);
+            for promise in ["fsync", "synchronous_commit", "full_page_writes"] {
+                assert!(settings.contains(&format!("\n{promise} = {value}\n")), "{settings}");
+            }
         }
     }
 

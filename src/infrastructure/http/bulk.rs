@@ -214,19 +214,20 @@ impl Results {
         self.memory.extend_from_slice(if self.count == 0 { b"{\"results\":[" } else { b",\n" });
         serde_json::to_writer(&mut self.memory, &result).expect("a result is plain data");
         self.count += 1;
-        if self.memory.len() > RESULTS_MEMORY_MAX { self.spill().await.map_err(unwritable) } else { Ok(()) }
+        if self.memory.len() > RESULTS_MEMORY_MAX {
+            self.spill().await.map_err(|cause| unwritable(&cause))
+        } else {
+            Ok(())
+        }
     }
 
     async fn spill(&mut self) -> std::io::Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let file = tokio::task::spawn_blocking(tempfile::tempfile)
-                    .await
-                    .map_err(std::io::Error::other)??;
-                self.file.insert(BufWriter::new(File::from_std(file)))
-            }
-        };
+        if self.file.is_none() {
+            let file =
+                tokio::task::spawn_blocking(tempfile::tempfile).await.map_err(std::io::Error::other)??;
+            self.file = Some(BufWriter::new(File::from_std(file)));
+        }
+        let file = self.file.as_mut().expect("it was opened above");
         file.write_all(&self.memory).await?;
         self.memory.clear();
         Ok(())
@@ -236,7 +237,9 @@ impl Results {
         self.memory.extend_from_slice(if self.count == 0 { b"{\"results\":[]}" } else { b"]}" });
         let body = match self.file {
             None => Body::from(self.memory),
-            Some(file) => Body::from_stream(read_back(file, self.memory).await.map_err(unwritable)?),
+            Some(file) => {
+                Body::from_stream(read_back(file, self.memory).await.map_err(|cause| unwritable(&cause))?)
+            }
         };
         Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
     }
@@ -254,7 +257,7 @@ async fn read_back(
 }
 
 /// The events are stored, but where the answer should grow there is no room.
-fn unwritable(cause: std::io::Error) -> ApiError {
+fn unwritable(cause: &std::io::Error) -> ApiError {
     error!(error = %cause, "the results of a batch cannot be kept in a temporary file");
     ApiError::unavailable(
         "the results do not fit on this machine; send the events again, with their event_id, in smaller parts",

@@ -137,7 +137,7 @@ fn is_missing_table(error: &StoreError) -> bool {
 fn has_code(error: &StoreError, code: &str) -> bool {
     let (StoreError::Unavailable(cause) | StoreError::Unexpected(cause)) = error;
     let driver = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    driver.and_then(|database| database.code()).is_some_and(|found| found == code)
+    driver.and_then(sqlx::error::DatabaseError::code).is_some_and(|found| found == code)
 }
 
 /// Microseconds for SQL, which adds them to its own clock.

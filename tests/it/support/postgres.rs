@@ -42,6 +42,7 @@ async fn server() -> PgConnectOptions {
 }
 
 /// A shell that waits for the end of a pipe, which comes with the end of this process, then stops the server.
+#[expect(clippy::zombie_processes, reason = "it is waited for by whoever outlives this process")]
 fn stop_with_this_process(server: &EmbeddedPostgres, directory: PathBuf) {
     let reaper = Command::new("sh")
         .args([
