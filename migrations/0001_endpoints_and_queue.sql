@@ -173,7 +173,8 @@ COMMENT ON COLUMN webhook_event_keys.remembered_at IS 'When that was; the key is
 
 CREATE VIEW webhook_attempts AS
 SELECT q.queue_id, q.config_id, q.event_type, q.event_id, q.webhook_url, q.status, q.created_at,
-       a.attempt, a.started_at, a.completed_at, a.duration_ms, a.http_status, a.response_body, a.error
+       a.attempt, a.started_at, a.completed_at, a.duration_ms, a.http_status, a.response_body, a.error,
+       q.completed_at AS delivery_completed_at
 FROM webhook_queue q
 CROSS JOIN LATERAL (VALUES
   (0, q.retry_0_started_at, q.retry_0_completed_at, q.retry_0_duration_ms, q.retry_0_http_status, q.retry_0_response_body, q.retry_0_error),
@@ -185,7 +186,7 @@ CROSS JOIN LATERAL (VALUES
   (6, q.retry_6_started_at, q.retry_6_completed_at, q.retry_6_duration_ms, q.retry_6_http_status, q.retry_6_response_body, q.retry_6_error)
 ) AS a (attempt, started_at, completed_at, duration_ms, http_status, response_body, error)
 WHERE a.started_at IS NOT NULL;
-COMMENT ON VIEW webhook_attempts IS 'One row an attempt: what was requested, when, and what the receiver said. Made for audits.';
+COMMENT ON VIEW webhook_attempts IS 'One row an attempt: what was requested, when, and what the receiver said. A condition on delivery_completed_at leaves archives out.';
 
 CREATE VIEW webhook_dead_letters AS
 SELECT q.queue_id, q.config_id, c.name AS config_name, q.event_type, q.event_id, q.webhook_url, q.url_params,

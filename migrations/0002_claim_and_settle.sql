@@ -141,6 +141,7 @@ BEGIN
         WHERE q.queue_id = o.queue_id AND q.worker_id = o.worker AND q.locked_at = o.locked_at AND q.retry_count = %1$s
         RETURNING q.queue_id;
       END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns);
+    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_retry IS %L', n, format('Writes attempts of number %s that another one follows.', n));
     END IF;
 
     EXECUTE format($f$
@@ -161,6 +162,7 @@ BEGIN
         FROM settled
         RETURNING webhook_queue.queue_id;
       END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, kept, earlier);
+    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_terminal IS %L', n, format('Writes attempts of number %s that ended their deliveries.', n));
   END LOOP;
 
   SELECT string_agg(format(

@@ -34,29 +34,26 @@ JOIN pg_class child ON child.oid = i.inhrelid
 WHERE i.inhparent = 'webhook_queue'::regclass AND child.relname ~ '^webhook_queue_archive_\d{8}$';
 COMMENT ON VIEW webhook_archives IS 'The archive partitions of webhook_queue and their days (UTC).';
 
--- Indexes an archive for lists once its day is over, when nothing is written to it any more: settles need not pay for it.
-CREATE FUNCTION webhook_index_closed_archives() RETURNS int
+-- Indexes one archive for lists once its day is over, when nothing is written to it any more: settles need not pay for it.
+-- Answers whether there was one: a transaction for each, since a long one holds the count of statistics up.
+CREATE FUNCTION webhook_index_closed_archive() RETURNS boolean
 LANGUAGE plpgsql
 SET lock_timeout = '250ms'
 SET timezone = 'UTC'
 AS $$
 DECLARE
   closed text;
-  indexed int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
-  FOR closed IN
-    SELECT a.archive FROM webhook_archives a
-    WHERE (a.archive_day + 1)::timestamptz + interval '1 hour' < now() AND to_regclass(a.archive || '_event_id') IS NULL
-    ORDER BY a.archive_day
-  LOOP
-    EXECUTE format('CREATE INDEX %I ON %I (config_id, queue_id)', closed || '_config_id', closed);
-    EXECUTE format('CREATE INDEX %I ON %I (event_id)', closed || '_event_id', closed);
-    indexed := indexed + 1;
-  END LOOP;
-  RETURN indexed;
+  SELECT a.archive INTO closed FROM webhook_archives a
+  WHERE (a.archive_day + 1)::timestamptz + interval '1 hour' < now() AND to_regclass(a.archive || '_event_id') IS NULL
+  ORDER BY a.archive_day LIMIT 1;
+  IF closed IS NULL THEN RETURN false; END IF;
+  EXECUTE format('CREATE INDEX %I ON %I (config_id, queue_id)', closed || '_config_id', closed);
+  EXECUTE format('CREATE INDEX %I ON %I (event_id)', closed || '_event_id', closed);
+  RETURN true;
 END $$;
-COMMENT ON FUNCTION webhook_index_closed_archives IS 'Adds the indexes for lists to archives whose day is over.';
+COMMENT ON FUNCTION webhook_index_closed_archive IS 'Adds the indexes for lists to an archive whose day is over.';
 
 -- Facts about terminal deliveries and their attempts, counted by period. A period is a minute while it is young, later
 -- an hour, later a day, but a fact is in one period only: a sum over all periods from some time on is exact.
@@ -120,20 +117,23 @@ AS $$
 $$;
 COMMENT ON FUNCTION webhook_facts IS 'What the statistics count, of the deliveries settled in a range of transactions.';
 
--- Counts what has been settled since the last time. Transactions below the oldest one still under way can gain no more
--- rows, so each delivery is counted once, whatever the order of commits. Answers the number of deliveries counted, or
--- NULL where another process is at it.
-CREATE FUNCTION webhook_count_statistics() RETURNS bigint
+-- Counts what has been settled since the last time, of at most p_transactions transactions, so that a long gap is closed
+-- in short steps. Transactions below the oldest one still under way can gain no more rows, so each delivery is counted
+-- once, whatever the order of commits. Answers how many deliveries it counted and whether none are left to count; no
+-- row where another process is at it.
+CREATE FUNCTION webhook_count_statistics(p_transactions bigint) RETURNS TABLE (counted bigint, caught_up boolean)
 LANGUAGE plpgsql
 SET timezone = 'UTC'
 AS $$
+#variable_conflict use_column
 DECLARE
   progress webhook_statistics_progress;
   horizon bigint;
-  counted bigint;
+  upto bigint;
+  newly_counted bigint;
 BEGIN
-  SELECT * INTO progress FROM webhook_statistics_progress FOR UPDATE SKIP LOCKED;
-  IF NOT FOUND THEN RETURN NULL; END IF;
+  IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_statistics', 0)) THEN RETURN; END IF;
+  SELECT * INTO progress FROM webhook_statistics_progress;
   horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
   IF horizon < progress.counted_before THEN
     -- restored from a dump into a cluster that numbers its transactions anew: count everything once more
@@ -142,20 +142,25 @@ BEGIN
     progress.counted_before := 0;
     progress.counted_at := '-infinity';
   END IF;
+  upto := least(horizon, progress.counted_before + p_transactions);
   WITH summed AS (
     SELECT coalesce(f.config_id, 0) AS config_id, date_trunc('minute', f.completed_at) AS period_start, f.fact,
            webhook_rounded_duration(f.duration_ms) AS duration_ms,
            count(*) AS occurrences, coalesce(sum(f.duration_ms), 0) AS duration_total_ms
-    FROM webhook_facts(progress.counted_before, horizon, progress.counted_at) f
+    FROM webhook_facts(progress.counted_before, upto, progress.counted_at) f
     GROUP BY GROUPING SETS ((2, 3, 4, f.config_id), (2, 3, 4))
   ), added AS (
     INSERT INTO webhook_statistics AS s SELECT * FROM summed
     ON CONFLICT (config_id, period_start, fact, duration_ms) DO UPDATE
     SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
   )
-  SELECT coalesce(sum(occurrences), 0) INTO counted FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
-  UPDATE webhook_statistics_progress SET counted_before = horizon, counted_at = now();
-  RETURN counted;
+  SELECT coalesce(sum(occurrences), 0) INTO newly_counted FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
+  -- an idle queue is left without a write
+  IF newly_counted > 0 OR upto < horizon THEN
+    UPDATE webhook_statistics_progress
+    SET counted_before = upto, counted_at = CASE WHEN upto = horizon THEN now() ELSE progress.counted_at END;
+  END IF;
+  RETURN QUERY SELECT newly_counted, upto = horizon;
 END $$;
 COMMENT ON FUNCTION webhook_count_statistics IS 'Brings webhook_statistics up to date.';
 
@@ -170,7 +175,7 @@ DECLARE
   unit text;
   before timestamptz;
 BEGIN
-  PERFORM FROM webhook_statistics_progress FOR UPDATE;
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_statistics', 0));
   FOR unit, before IN VALUES ('hour', date_trunc('hour', now() - interval '3 hours')), ('day', date_trunc('day', now() - interval '3 days')) LOOP
     WITH fine AS (
       DELETE FROM webhook_statistics s
@@ -201,7 +206,7 @@ DECLARE
   dropped int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
-  PERFORM FROM webhook_statistics_progress FOR UPDATE;
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_statistics', 0));
   FOR old IN
     SELECT * FROM webhook_archives a WHERE (a.archive_day + 1)::timestamptz <= now() - p_retention ORDER BY a.archive_day
   LOOP
@@ -258,12 +263,14 @@ BEGIN
     WHERE p_config_id IS NULL OR q.config_id = p_config_id
     GROUP BY q.status
     UNION ALL
+    SELECT 'pending', -1, 0, 0  -- so that `counted_from` is told even of nothing
+    UNION ALL
     SELECT CASE a.attempt WHEN 0 THEN 'attempt' ELSE 'retry' END, webhook_rounded_duration(a.duration_ms), 1, coalesce(a.duration_ms, 0)
     FROM webhook_queue_open q
     CROSS JOIN LATERAL (VALUES
       (0, q.retry_0_duration_ms), (1, q.retry_1_duration_ms), (2, q.retry_2_duration_ms),
       (3, q.retry_3_duration_ms), (4, q.retry_4_duration_ms), (5, q.retry_5_duration_ms)) AS a (attempt, duration_ms)
-    WHERE q.retry_count > a.attempt AND (p_config_id IS NULL OR q.config_id = p_config_id)
+    WHERE q.retry_count > 0 AND q.retry_count > a.attempt AND (p_config_id IS NULL OR q.config_id = p_config_id)
   )
   SELECT since, f.fact, f.duration_ms, sum(f.occurrences)::bigint, sum(f.duration_total_ms)::bigint
   FROM facts f GROUP BY 2, 3 ORDER BY 2, 3;
@@ -304,7 +311,7 @@ BEGIN
   SELECT count(*) INTO cancelled FROM webhook_cancel(ARRAY(
     SELECT q.queue_id FROM webhook_queue_open q
     WHERE q.config_id = ANY (gone) AND q.status = 'pending'
-    ORDER BY q.queue_id LIMIT p_limit FOR UPDATE SKIP LOCKED), 'the config was deleted');
+    LIMIT p_limit FOR UPDATE SKIP LOCKED), 'the config was deleted');
   IF cancelled = 0 THEN
     UPDATE webhook_configs c SET cleared_at = now()
     WHERE c.id = ANY (gone) AND c.deleted_at < now() - interval '1 minute'

@@ -228,13 +228,13 @@ pub trait Upkeep: Send + Sync {
     /// Forgets events that were accepted longer than `retention` ago. Answers how many.
     async fn forget_events(&self, retention: Duration) -> Result<u64, StoreError>;
 
-    /// Counts what was settled since the last time. Answers how many deliveries; `None` if another process does it.
-    async fn count_statistics(&self) -> Result<Option<u64>, StoreError>;
+    /// Counts what was settled since the last time, unless another process does. Answers how many deliveries.
+    async fn count_statistics(&self) -> Result<u64, StoreError>;
 
     /// Merges old statistics into longer periods.
     async fn coarsen_statistics(&self) -> Result<u64, StoreError>;
 
-    /// Cancels open deliveries of deleted endpoints. Answers how many.
+    /// Cancels a bounded number of open deliveries of deleted endpoints. Answers how many.
     async fn cancel_orphans(&self) -> Result<u64, StoreError>;
 }
 

@@ -62,7 +62,8 @@ async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
 
 async fn count_and_clear(upkeep: &dyn Upkeep) {
     match upkeep.count_statistics().await {
-        Ok(counted) => debug!(counted, "terminal deliveries counted"),
+        Ok(0) => {}
+        Ok(count) => debug!(count, "terminal deliveries counted"),
         Err(cause) => tell("counting terminal deliveries", cause),
     }
     match upkeep.cancel_orphans().await {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 
 use super::delivery::Priority;
 use super::endpoint::EndpointId;
@@ -95,6 +95,9 @@ impl Event {
             }
         }
         let config_id = faults.note(EndpointId::parse("config_id", parts.config_id));
+        if let Some(at) = parts.scheduled_at {
+            faults.note(storable_time("scheduled_at", at));
+        }
         let priority = parts.priority.and_then(|number| faults.note(Priority::parse("priority", number)));
         faults.note(parts.url_params.check());
         faults.into_result()?;
@@ -148,6 +151,15 @@ impl Event {
     /// The trace that it belongs to, if any.
     pub fn traceparent(&self) -> Option<&str> {
         self.traceparent.as_deref()
+    }
+}
+
+/// Accepts times of the years 1970 to 9999: all that anyone means, and less than the store can keep.
+pub fn storable_time(field: &str, time: DateTime<Utc>) -> Result<DateTime<Utc>, Invalid> {
+    if (1970..=9999).contains(&time.year()) {
+        Ok(time)
+    } else {
+        Err(Invalid::field(field, "must be a time of the years 1970 to 9999"))
     }
 }
 

@@ -69,6 +69,7 @@ impl ReadyDatabase {
                 binaries: None,
             };
             let embedded = EmbeddedPostgres::start(&options).await?;
+            info!("private PostgreSQL; look inside with: {}", embedded.psql_command());
             (embedded.connect_options(), Some(embedded))
         };
         let database = Database::new(options.clone(), settings.request_connections);
@@ -161,6 +162,16 @@ impl Application {
     }
 }
 
+/// Lets this process have as many files open as the system allows it: each connection is one, and a common limit is 1,024.
+fn raise_open_files_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
 /// Runs a role until `stop`, then finishes what is under way.
 pub async fn run(
     settings: &Settings,
@@ -168,7 +179,8 @@ pub async fn run(
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    // first, so that a second process on the same address is told so before it starts anything
+    raise_open_files_limit();
+    // before the database, so that a second process on the same address is told so before it starts anything
     let listener = TcpListener::bind(settings.listen_addr)
         .await
         .with_context(|| format!("LISTEN_ADDR: cannot listen on {}", settings.listen_addr))?;

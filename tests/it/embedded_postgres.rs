@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 
-/// Names the directory to the child process of `the_server_of_a_crashed_process_is_adopted`.
-const CRASH_DIRECTORY: &str = "EMBEDDED_POSTGRES_CRASH_DIRECTORY";
+use crate::support::postgres::TestDatabase;
+use crate::support::process::{Process, command};
 
 #[tokio::test]
 async fn data_survives_a_stop_and_a_start() {
@@ -58,30 +59,22 @@ async fn the_number_of_a_killed_server_may_belong_to_another_program_by_now() {
     second.stop().await.unwrap();
 }
 
-#[tokio::test]
-async fn the_server_of_a_crashed_process_is_adopted() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_of_a_crashed_process_is_adopted_with_its_data() {
     let scratch = Scratch::new("adopted");
-    let module = module_path!().split_once("::").unwrap().1;
-    let crashed = Command::new(env::current_exe().unwrap())
-        .args(["--ignored", "--exact", &format!("{module}::crashes_with_a_running_server")])
-        .env(CRASH_DIRECTORY, &scratch.0)
-        .output()
-        .unwrap();
-    assert!(!crashed.status.success());
+    let mut serve = command(&TestDatabase::empty().await, &["serve"]);
+    serve.env_remove("DATABASE_URL").env("DATA_DIR", &scratch.0);
+    let process = Process::start(serve);
+    process.api().register("http://127.0.0.1:1", json!({})).await;
+    process.signal("KILL");
+    assert_eq!(process.wait(), None);
     let orphan = server_pid(&scratch.postgres());
 
     let postgres = scratch.start().await;
 
     assert_eq!(server_pid(postgres.directory()), orphan);
+    assert_eq!(fetch(&postgres, "select count(*)::int from webhook_configs").await, 1);
     assert!(postgres.stop().await.unwrap());
-}
-
-#[tokio::test]
-#[ignore = "is the child process of the_server_of_a_crashed_process_is_adopted"]
-async fn crashes_with_a_running_server() {
-    let Some(directory) = env::var_os(CRASH_DIRECTORY) else { return };
-    let _postgres = EmbeddedPostgres::start(&options(Path::new(&directory))).await.unwrap();
-    std::process::abort();
 }
 
 #[tokio::test]

@@ -92,6 +92,8 @@ async fn bad_input_is_refused_with_the_name_of_the_field() {
         (event(json!({"event_id": ""})), 422, vec!["event_id"]),
         (event(json!({"priority": 4})), 422, vec!["priority"]),
         (event(json!({"scheduled_at": "tomorrow"})), 422, vec!["scheduled_at"]),
+        (event(json!({"scheduled_at": "+262000-01-01T00:00:00Z"})), 422, vec!["scheduled_at"]),
+        (event(json!({"scheduled_at": "-262000-01-01T00:00:00Z"})), 422, vec!["scheduled_at"]),
         (
             event(json!({"url_params": {"a": [1], "b": {"c": 1}, "d": "\u{0}"}})),
             422,

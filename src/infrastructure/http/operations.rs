@@ -15,13 +15,20 @@ use super::Operations;
 use crate::application::ports::{Backlog, DeliveryRecords, StoreError};
 
 const TAG: &str = "operations";
-/// How old the backlog may be that health and metrics tell of: reading it costs more the larger it is.
+/// How old the backlog may be that health and metrics tell of, at least.
 const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
+/// Reading it costs more the larger it is; it is read so seldom that this many times the cost lies in between.
+const BACKLOG_REST: u32 = 20;
 
 /// How much is waiting, read at most every few seconds.
 pub struct BacklogSample {
     records: Arc<dyn DeliveryRecords>,
-    last: Mutex<Option<(Instant, Backlog)>>,
+    last: Mutex<Option<Sample>>,
+}
+
+struct Sample {
+    backlog: Backlog,
+    good_until: Instant,
 }
 
 impl BacklogSample {
@@ -32,11 +39,13 @@ impl BacklogSample {
 
     async fn recent(&self) -> Result<Backlog, StoreError> {
         let mut last = self.last.lock().await;
-        match *last {
-            Some((at, backlog)) if at.elapsed() < BACKLOG_AGE_MAX => Ok(backlog),
+        match &*last {
+            Some(sample) if Instant::now() < sample.good_until => Ok(sample.backlog),
             Some(_) | None => {
+                let begun = Instant::now();
                 let backlog = self.records.backlog().await?;
-                *last = Some((Instant::now(), backlog));
+                let rest = BACKLOG_AGE_MAX.max(begun.elapsed() * BACKLOG_REST);
+                *last = Some(Sample { backlog, good_until: Instant::now() + rest });
                 Ok(backlog)
             }
         }

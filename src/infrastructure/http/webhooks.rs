@@ -17,7 +17,7 @@ use super::view::{DeliveryView, EventBody, Page, ReceiptView, StatisticsView};
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
-use crate::domain::event::EventType;
+use crate::domain::event::{EventType, storable_time};
 use crate::domain::invalid::{Faults, Invalid};
 
 const TAG: &str = "webhooks";
@@ -112,8 +112,8 @@ impl ListQuery {
                 };
                 faults.note(plain)
             }),
-            from: self.from,
-            to: self.to,
+            from: self.from.and_then(|time| faults.note(storable_time("from", time))),
+            to: self.to.and_then(|time| faults.note(storable_time("to", time))),
             before: self.cursor.and_then(|text| {
                 let parsed = text.parse::<QueueId>();
                 faults

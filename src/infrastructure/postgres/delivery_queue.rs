@@ -7,15 +7,12 @@ use async_trait::async_trait;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{Database, ENGINE_LIMIT, from_micros, has_code, micros, store_error, within};
+use super::{Database, ENGINE_LIMIT, from_micros, lacks_archive, micros, store_error, within};
 use crate::application::ports::{Claim, DeliveryQueue, Promotion, Settled, StoreError, Stored, Upkeep as _};
 use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::EventType;
 use crate::domain::retry::{DeadLetterReason, Verdict};
-
-/// SQLSTATE of a violated CHECK: what a settle meets where there is no archive for today.
-const CHECK_VIOLATION: &str = "23514";
 
 #[async_trait]
 impl DeliveryQueue for Database {
@@ -74,8 +71,7 @@ impl DeliveryQueue for Database {
 
     async fn settle(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
         let written = match self.settle_once(attempts).await {
-            Err(error) if has_code(&error, CHECK_VIOLATION) => {
-                // the clock has run past the last archive
+            Err(error) if lacks_archive(&error) => {
                 self.ensure_archives().await?;
                 self.settle_once(attempts).await?
             }

@@ -7,9 +7,9 @@ use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 use sqlx::{FromRow, Postgres, QueryBuilder, Row as _};
 
-use super::{Database, REQUEST_LIMIT, SCAN_LIMIT, from_micros, within};
+use super::{Database, REQUEST_LIMIT, SCAN_LIMIT, from_micros, lacks_archive, within};
 use crate::application::ports::{
-    Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError,
+    Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError, Upkeep as _,
 };
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, DeliveryStatus, QueueId};
@@ -49,13 +49,13 @@ impl DeliveryRecords for Database {
     }
 
     async fn cancel(&self, queue_id: QueueId, reason: &str) -> Result<bool, StoreError> {
-        let cancelled = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_scalar!(
-            r#"-- records.cancel
-            select count(*) as "count!" from webhook_cancel(array[$1::uuid], $2)"#,
-            queue_id.get(),
-            reason
-        )
-        .fetch_one(&mut *connection))?;
+        let cancelled = match self.cancel_once(queue_id, reason).await {
+            Err(error) if lacks_archive(&error) => {
+                self.ensure_archives().await?;
+                self.cancel_once(queue_id, reason).await?
+            }
+            result => result?,
+        };
         metrics::counter!("webhook_deliveries_total", "status" => "cancelled")
             .increment(cancelled.unsigned_abs());
         Ok(cancelled == 1)
@@ -121,6 +121,16 @@ impl DeliveryRecords for Database {
 }
 
 impl Database {
+    async fn cancel_once(&self, queue_id: QueueId, reason: &str) -> Result<i64, StoreError> {
+        within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_scalar!(
+            r#"-- records.cancel
+            select count(*) as "count!" from webhook_cancel(array[$1::uuid], $2)"#,
+            queue_id.get(),
+            reason
+        )
+        .fetch_one(&mut *connection))
+    }
+
     async fn backlog_of(&self, config_id: Option<EndpointId>) -> Result<Backlog, StoreError> {
         let row = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
             r#"-- records.backlog

@@ -19,8 +19,8 @@ use crate::application::ports::StoreError;
 /// The schema, in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// Connections of the engine: two claims, one writer at each end, promotion, upkeep.
-const ENGINE_CONNECTIONS: u32 = 6;
+/// Connections of the engine: two claims, one writer at each end, promotion, announcements, upkeep, and one to spare.
+const ENGINE_CONNECTIONS: u32 = 8;
 /// How long to wait for a connection.
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(1);
 /// How long a statement of the hot path may take before its connection is given up.
@@ -131,6 +131,12 @@ fn no_answer() -> StoreError {
 
 fn is_missing_table(error: &StoreError) -> bool {
     has_code(error, "42P01")
+}
+
+/// Whether a terminal row had no archive to go to, since the clock has run past the last one: the open partition, where
+/// it ended up instead, refused it by a CHECK.
+fn lacks_archive(error: &StoreError) -> bool {
+    has_code(error, "23514")
 }
 
 /// Whether the database refused with this SQLSTATE.

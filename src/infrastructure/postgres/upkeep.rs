@@ -11,8 +11,12 @@ use crate::application::ports::{StoreError, Upkeep};
 const ARCHIVE_DAYS_AHEAD: i32 = 7;
 /// How many event keys are forgotten at a time.
 const KEYS_MAX: i32 = 10_000;
-/// How many orphans are cancelled at a time.
-const ORPHANS_MAX: i32 = 1_000;
+/// How many orphans are cancelled at a time: each time costs a walk over the open deliveries.
+const ORPHANS_MAX: i32 = 20_000;
+/// How many transactions are counted at a time; each settled at most a few hundred deliveries.
+const COUNT_TRANSACTIONS: i64 = 2_000;
+/// How long it may take to index an archive, or to number the transactions of all archives anew after a restore.
+const REWRITE_LIMIT: Duration = Duration::from_mins(30);
 
 #[async_trait]
 impl Upkeep for Database {
@@ -27,14 +31,16 @@ impl Upkeep for Database {
     }
 
     async fn index_closed_archives(&self) -> Result<u64, StoreError> {
-        // an index on a day of many millions of deliveries takes minutes
-        let limit = SCAN_LIMIT * 60;
-        let indexed = within!(self.engine, limit, |connection| sqlx::query_scalar!(
-            r#"-- upkeep.index_closed_archives
-            select webhook_index_closed_archives() as "indexed!""#
+        let mut total = 0;
+        while within!(self.engine, REWRITE_LIMIT, |connection| sqlx::query_scalar!(
+            r#"-- upkeep.index_closed_archive
+            select webhook_index_closed_archive() as "indexed!""#
         )
-        .fetch_one(&mut *connection))?;
-        Ok(u64::from(indexed.unsigned_abs()))
+        .fetch_one(&mut *connection))?
+        {
+            total += 1;
+        }
+        Ok(total)
     }
 
     async fn drop_archives(&self, retention: Duration) -> Result<u64, StoreError> {
@@ -65,13 +71,28 @@ impl Upkeep for Database {
         }
     }
 
-    async fn count_statistics(&self) -> Result<Option<u64>, StoreError> {
-        let counted = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-            "-- upkeep.count_statistics
-            select webhook_count_statistics()"
-        )
-        .fetch_one(&mut *connection))?;
-        Ok(counted.map(i64::unsigned_abs))
+    async fn count_statistics(&self) -> Result<u64, StoreError> {
+        let (mut total, mut step) = (0, COUNT_TRANSACTIONS);
+        loop {
+            let row = within!(self.engine, REWRITE_LIMIT, |connection| sqlx::query!(
+                r#"-- upkeep.count_statistics
+                select counted as "counted!", caught_up as "caught_up!" from webhook_count_statistics($1)"#,
+                step
+            )
+            .fetch_optional(&mut *connection))?;
+            // no row: another process counts
+            let Some(row) = row else { return Ok(total) };
+            total += row.counted.unsigned_abs();
+            if row.caught_up {
+                return Ok(total);
+            }
+            // what is empty is crossed in ever longer steps: other databases of the cluster use transactions too
+            step = if row.counted == 0 {
+                step.saturating_mul(16).min(i64::from(i32::MAX))
+            } else {
+                COUNT_TRANSACTIONS
+            };
+        }
     }
 
     async fn coarsen_statistics(&self) -> Result<u64, StoreError> {
@@ -84,20 +105,14 @@ impl Upkeep for Database {
     }
 
     async fn cancel_orphans(&self) -> Result<u64, StoreError> {
-        let mut total = 0;
-        loop {
-            let cancelled = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-                r#"-- upkeep.cancel_orphans
-                select webhook_cancel_orphans($1) as "cancelled!""#,
-                ORPHANS_MAX
-            )
-            .fetch_one(&mut *connection))?
-            .unsigned_abs();
-            total += cancelled;
-            if cancelled < u64::from(ORPHANS_MAX.unsigned_abs()) {
-                metrics::counter!("webhook_deliveries_total", "status" => "cancelled").increment(total);
-                return Ok(total);
-            }
-        }
+        let cancelled = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+            r#"-- upkeep.cancel_orphans
+            select webhook_cancel_orphans($1) as "cancelled!""#,
+            ORPHANS_MAX
+        )
+        .fetch_one(&mut *connection))?
+        .unsigned_abs();
+        metrics::counter!("webhook_deliveries_total", "status" => "cancelled").increment(cancelled);
+        Ok(cancelled)
     }
 }
