@@ -142,7 +142,7 @@ BEGIN
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_duration_ms IS ''Attempt %s: time from connect to the end of the body, in milliseconds; NULL if unknown.''', n, n);
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_http_status IS ''Attempt %s: status of the response; NULL if none came.''', n, n);
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_response_body IS ''Attempt %s: first RESPONSE_BODY_MAX bytes of the response.''', n, n);
-    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_error IS ''Attempt %s: why it failed, in words; NULL if it succeeded.''', n, n);
+    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_error IS ''Attempt %s: what went wrong, in words; NULL if nothing did.''', n, n);
   END LOOP;
 END $$;
 
@@ -161,13 +161,14 @@ CREATE TABLE webhook_event_keys (
   event_id text NOT NULL,
   queue_id uuid NOT NULL,
   remembered_at timestamptz NOT NULL DEFAULT now(),
-  PRIMARY KEY (config_id, event_type, event_id)
+  -- event_id first, so that what became of an event is found by it alone
+  PRIMARY KEY (event_id, event_type, config_id)
 );
-CREATE INDEX webhook_event_keys_age ON webhook_event_keys USING brin (remembered_at) WITH (pages_per_range = 32);
-COMMENT ON TABLE webhook_event_keys IS 'Events that callers named, so that the same event makes one delivery an endpoint. A table of its own: settles need not maintain its index.';
+CREATE INDEX webhook_event_keys_age ON webhook_event_keys (remembered_at);
+COMMENT ON TABLE webhook_event_keys IS 'Events that callers named, so that the same event makes one delivery an endpoint, and replays, so that a delivery is replayed once. A table of its own: settles need not maintain its index.';
 COMMENT ON COLUMN webhook_event_keys.config_id IS 'The endpoint.';
-COMMENT ON COLUMN webhook_event_keys.event_type IS 'The event''s type.';
-COMMENT ON COLUMN webhook_event_keys.event_id IS 'The event''s id, as the caller gave it.';
+COMMENT ON COLUMN webhook_event_keys.event_type IS 'The event''s type, or `replay`.';
+COMMENT ON COLUMN webhook_event_keys.event_id IS 'The event''s id, as the caller gave it; of a replay, the delivery that it repeats.';
 COMMENT ON COLUMN webhook_event_keys.queue_id IS 'The delivery that the first enqueue made.';
 COMMENT ON COLUMN webhook_event_keys.remembered_at IS 'When that was; the key is forgotten ARCHIVE_RETENTION later.';
 
@@ -201,4 +202,22 @@ CROSS JOIN LATERAL (VALUES
   (6, q.retry_6_http_status, q.retry_6_error)
 ) AS a (attempt, http_status, error)
 WHERE q.status = 'failed' AND q.completed_at IS NOT NULL AND a.attempt = q.retry_count;
+-- The deliveries of an event, its replays, and theirs.
+CREATE FUNCTION webhook_deliveries_of_event(p_event_id text) RETURNS SETOF uuid
+LANGUAGE sql STABLE
+SET enable_seqscan = off
+SET jit = off
+AS $$
+  WITH RECURSIVE of_event AS (
+    SELECT k.queue_id FROM webhook_event_keys k WHERE k.event_id = p_event_id AND k.event_type <> 'replay'
+    UNION
+    -- an event without a name of its own has that of its delivery
+    SELECT p_event_id::uuid WHERE p_event_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    UNION
+    SELECT k.queue_id FROM of_event o JOIN webhook_event_keys k ON k.event_id = o.queue_id::text AND k.event_type = 'replay'
+  )
+  SELECT o.queue_id FROM of_event o
+$$;
+COMMENT ON FUNCTION webhook_deliveries_of_event IS 'The deliveries of an event, with their replays, found without reading the history.';
+
 COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt: nothing will attempt them again unless asked.';

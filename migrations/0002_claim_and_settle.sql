@@ -5,8 +5,11 @@
 -- endpoints that have ready deliveries, first those after p_after, then the others, until the batch is full. So an
 -- endpoint with a million waiting deliveries costs the others one index probe. Every filter stands before a LIMIT.
 -- A delivery whose lease has expired is taken over too; `abandoned_at` then says when the lost attempt began.
+-- p_share bounds what is taken from one endpoint; for those in p_config_ids, p_rooms does. So the caller sees to it that
+-- a slow endpoint never holds all of its leases.
 -- With p_held it takes instead the expired leases of endpoints that are disabled, which would otherwise stay leased.
-CREATE FUNCTION webhook_claim(p_worker_id text, p_limit int, p_lease interval, p_after bigint, p_held boolean)
+CREATE FUNCTION webhook_claim(p_worker_id text, p_limit int, p_lease interval, p_after bigint, p_held boolean,
+                              p_share int, p_config_ids bigint[], p_rooms int[])
 RETURNS TABLE (
   queue_id uuid, config_id bigint, config_revision timestamptz, event_type text, event_id text, webhook_url text,
   correlation_id text, traceparent text, retry_count smallint, max_retries smallint,
@@ -51,7 +54,9 @@ BEGIN
       SELECT q.queue_id, q.locked_at AS abandoned_at FROM webhook_queue_open q
       WHERE q.ready_since IS NOT NULL AND q.priority = p.priority AND q.config_id = e.config_id
         AND (q.status = 'pending' AND NOT p_held OR q.lock_expires_at < now())
-      ORDER BY q.ready_since LIMIT p_limit FOR UPDATE SKIP LOCKED) AS d
+      ORDER BY q.ready_since
+      LIMIT coalesce(p_rooms[array_position(p_config_ids, e.config_id)], p_share)
+      FOR UPDATE SKIP LOCKED) AS d
     LIMIT p_limit
   )
   UPDATE webhook_queue_open q
@@ -186,7 +191,7 @@ END $create$;
 COMMENT ON FUNCTION webhook_cancel IS 'Ends pending deliveries with a reason; those under a lease are left as they are, and are missing from the answer.';
 
 
--- Stores deliveries and remembers the events that callers named, in one transaction. Answers only the entries that were
+-- Stores deliveries and remembers the events that callers named, and replays, in one transaction. Answers only the entries that were
 -- not stored: with the delivery that the same event made before, or with NULL where the endpoint has changed or gone
 -- since the caller looked (p_config_revisions), who then looks again. Arrays are sorted by the caller by the event's key.
 CREATE FUNCTION webhook_enqueue(
@@ -214,7 +219,9 @@ BEGIN
     WHERE (SELECT c.updated_at = i.config_revision AND c.deleted_at IS NULL FROM webhook_configs c WHERE c.id = i.config_id)
   ), remembered AS (
     INSERT INTO webhook_event_keys (config_id, event_type, event_id, queue_id)
-    SELECT i.config_id, i.event_type, i.event_id, i.queue_id FROM incoming i WHERE i.named
+    SELECT i.config_id, CASE WHEN i.replay_of IS NULL THEN i.event_type ELSE 'replay' END,
+           coalesce(i.replay_of::text, i.event_id), i.queue_id
+    FROM incoming i WHERE i.named
     ON CONFLICT DO NOTHING
     RETURNING webhook_event_keys.queue_id
   ), stored AS (
@@ -234,9 +241,10 @@ BEGIN
     RETURN QUERY
     SELECT i.queue_id, CASE WHEN i.named THEN
              (SELECT k.queue_id FROM webhook_event_keys k
-              WHERE k.config_id = i.config_id AND k.event_type = i.event_type AND k.event_id = i.event_id) END
-    FROM unnest(p_queue_ids, p_event_types, p_event_ids, p_named, p_config_ids)
-      AS i (queue_id, event_type, event_id, named, config_id)
+              WHERE k.event_id = coalesce(i.replay_of::text, i.event_id) AND k.config_id = i.config_id
+                AND k.event_type = CASE WHEN i.replay_of IS NULL THEN i.event_type ELSE 'replay' END) END
+    FROM unnest(p_queue_ids, p_event_types, p_event_ids, p_named, p_config_ids, p_replays)
+      AS i (queue_id, event_type, event_id, named, config_id, replay_of)
     WHERE i.queue_id <> ALL (stored_ids);
   END IF;
 END $$;

@@ -20,6 +20,7 @@ BEGIN
                    archive, archive_day::timestamptz, (archive_day + 1)::timestamptz);
     EXECUTE format('CREATE INDEX %I ON %I USING brin (settled_in) WITH (pages_per_range = 16, autosummarize = on)',
                    archive || '_settled_in', archive);
+    EXECUTE format('CREATE INDEX %I ON %I (queue_id) WHERE status = ''failed''', archive || '_failed', archive);
     EXECUTE format('COMMENT ON TABLE %I IS %L', archive, 'Deliveries that became terminal on ' || archive_day || ' (UTC).');
     created := created + 1;
   END LOOP;
@@ -80,11 +81,11 @@ CREATE TABLE webhook_statistics_progress (
   counted_before bigint NOT NULL,
   counted_at timestamptz NOT NULL
 );
-INSERT INTO webhook_statistics_progress (counted_before, counted_at) VALUES (0, now());
+INSERT INTO webhook_statistics_progress (counted_before, counted_at) VALUES (0, '-infinity');
 COMMENT ON TABLE webhook_statistics_progress IS 'How far webhook_statistics has come.';
 COMMENT ON COLUMN webhook_statistics_progress.only_row IS 'There is one row.';
 COMMENT ON COLUMN webhook_statistics_progress.counted_before IS 'Deliveries settled in an earlier transaction than this one are counted.';
-COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When that was written.';
+COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When the latest of them ended.';
 
 -- Three significant digits: exact below a second, and at most 2,800 different values up to 5 minutes.
 CREATE FUNCTION webhook_rounded_duration(p_ms int) RETURNS int LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -93,7 +94,8 @@ RETURN CASE WHEN p_ms IS NULL THEN -1 WHEN p_ms < 1000 THEN p_ms WHEN p_ms < 100
 COMMENT ON FUNCTION webhook_rounded_duration IS 'A duration in milliseconds to three significant digits; -1 for an unknown one.';
 
 -- The facts of the deliveries that were settled in transactions from p_from up to, but not including, p_before.
--- A settle's completed_at is the start of its transaction, so a day's margin before the last count leaves no archive out.
+-- completed_at is the start of a settle's transaction, and settles are short: what is settled in a later transaction than
+-- a delivery that ended at p_since ended at most a little before it. A day's margin leaves no archive out.
 CREATE FUNCTION webhook_facts(p_from bigint, p_before bigint, p_since timestamptz)
 RETURNS TABLE (config_id bigint, completed_at timestamptz, fact text, duration_ms int)
 LANGUAGE sql STABLE
@@ -146,19 +148,21 @@ BEGIN
   WITH summed AS (
     SELECT coalesce(f.config_id, 0) AS config_id, date_trunc('minute', f.completed_at) AS period_start, f.fact,
            webhook_rounded_duration(f.duration_ms) AS duration_ms,
-           count(*) AS occurrences, coalesce(sum(f.duration_ms), 0) AS duration_total_ms
+           count(*) AS occurrences, coalesce(sum(f.duration_ms), 0) AS duration_total_ms, max(f.completed_at) AS latest
     FROM webhook_facts(progress.counted_before, upto, progress.counted_at) f
     GROUP BY GROUPING SETS ((2, 3, 4, f.config_id), (2, 3, 4))
   ), added AS (
-    INSERT INTO webhook_statistics AS s SELECT * FROM summed
+    INSERT INTO webhook_statistics AS s
+    SELECT config_id, period_start, fact, duration_ms, occurrences, duration_total_ms FROM summed
     ON CONFLICT (config_id, period_start, fact, duration_ms) DO UPDATE
     SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
   )
-  SELECT coalesce(sum(occurrences), 0) INTO newly_counted FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
+  SELECT coalesce(sum(occurrences), 0), coalesce(max(latest), progress.counted_at) INTO newly_counted, progress.counted_at
+  FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
   -- an idle queue is left without a write
   IF newly_counted > 0 OR upto < horizon THEN
     UPDATE webhook_statistics_progress
-    SET counted_before = upto, counted_at = CASE WHEN upto = horizon THEN now() ELSE progress.counted_at END;
+    SET counted_before = upto, counted_at = progress.counted_at;
   END IF;
   RETURN QUERY SELECT newly_counted, upto = horizon;
 END $$;
@@ -195,7 +199,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_coarsen_statistics IS 'Merges old minutes into hours and old hours into days.';
 
--- Drops the archives whose whole day lies before now() - p_retention, and their statistics with them. Answers how many.
+-- Drops the archives whose whole day lies before now() - p_retention. Answers how many.
 CREATE FUNCTION webhook_drop_archives(p_retention interval) RETURNS int
 LANGUAGE plpgsql
 SET lock_timeout = '250ms'
@@ -206,18 +210,32 @@ DECLARE
   dropped int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
-  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_statistics', 0));
   FOR old IN
     SELECT * FROM webhook_archives a WHERE (a.archive_day + 1)::timestamptz <= now() - p_retention ORDER BY a.archive_day
   LOOP
     EXECUTE format('ALTER TABLE webhook_queue DETACH PARTITION %I', old.archive);
     EXECUTE format('DROP TABLE %I', old.archive);
-    DELETE FROM webhook_statistics WHERE period_start < (old.archive_day + 1)::timestamptz;
     dropped := dropped + 1;
   END LOOP;
   RETURN dropped;
 END $$;
-COMMENT ON FUNCTION webhook_drop_archives IS 'Retention: drops old archives whole, with their statistics.';
+COMMENT ON FUNCTION webhook_drop_archives IS 'Retention: drops old archives whole.';
+
+-- Forgets the statistics of archives that are no more: apart from their drop, which holds up all settles. Answers how many rows.
+CREATE FUNCTION webhook_forget_statistics() RETURNS bigint
+LANGUAGE plpgsql
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  forgotten bigint;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_statistics', 0));
+  DELETE FROM webhook_statistics
+  WHERE period_start < (SELECT min(a.archive_day)::timestamptz FROM webhook_archives a);
+  GET DIAGNOSTICS forgotten = ROW_COUNT;
+  RETURN forgotten;
+END $$;
+COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: forgets the statistics of dropped archives.';
 
 -- Forgets events that were accepted before now() - p_retention, at most p_limit of them. Answers how many.
 CREATE FUNCTION webhook_forget_events(p_retention interval, p_limit int) RETURNS bigint
@@ -277,21 +295,49 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_statistics_of IS 'Deliveries and attempts of a window, or of the whole retention (NULL), counted exactly.';
 
--- How much is open, and how long the oldest delivery has waited that a worker could claim now.
-CREATE FUNCTION webhook_backlog(p_config_id bigint)
-RETURNS TABLE (ready bigint, scheduled bigint, processing bigint, oldest_ready_us bigint)
+-- How much is open.
+CREATE FUNCTION webhook_backlog() RETURNS TABLE (ready bigint, scheduled bigint, processing bigint)
 LANGUAGE sql STABLE
 SET jit = off
 AS $$
   SELECT count(*) FILTER (WHERE q.status = 'pending' AND q.ready_since IS NOT NULL),
          count(*) FILTER (WHERE q.ready_since IS NULL),
-         count(*) FILTER (WHERE q.status = 'processing'),
-         (extract(epoch FROM now() - min(q.ready_since) FILTER (WHERE q.status = 'pending' AND c.enabled)) * 1000000)::bigint
+         count(*) FILTER (WHERE q.status = 'processing')
   FROM webhook_queue_open q
-  JOIN webhook_configs c ON c.id = q.config_id
-  WHERE p_config_id IS NULL OR q.config_id = p_config_id
 $$;
-COMMENT ON FUNCTION webhook_backlog IS 'How much is open, and the age of the oldest delivery that could be claimed.';
+COMMENT ON FUNCTION webhook_backlog IS 'How much is open: ready, scheduled for later, under a lease.';
+
+-- How long the oldest delivery has waited that a worker could claim now, in microseconds: by a walk over the endpoints.
+CREATE FUNCTION webhook_oldest_ready_us(p_config_id bigint) RETURNS bigint
+LANGUAGE sql STABLE
+SET enable_sort = off
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+AS $$
+  SELECT (extract(epoch FROM now() - min(d.ready_since)) * 1000000)::bigint
+  FROM generate_series(0, 3) AS p (priority)
+  CROSS JOIN LATERAL (
+    WITH RECURSIVE ring AS (
+      (SELECT q.config_id FROM webhook_queue_open q
+       WHERE q.ready_since IS NOT NULL AND q.priority = p.priority
+       ORDER BY q.config_id LIMIT 1)
+      UNION ALL
+      SELECT (SELECT q.config_id FROM webhook_queue_open q
+              WHERE q.ready_since IS NOT NULL AND q.priority = p.priority AND q.config_id > ring.config_id
+              ORDER BY q.config_id LIMIT 1)
+      FROM ring WHERE ring.config_id IS NOT NULL
+    )
+    SELECT ring.config_id FROM ring JOIN webhook_configs c ON c.id = ring.config_id AND c.enabled
+    WHERE p_config_id IS NULL OR ring.config_id = p_config_id) AS e
+  CROSS JOIN LATERAL (
+    SELECT q.ready_since FROM webhook_queue_open q
+    WHERE q.ready_since IS NOT NULL AND q.priority = p.priority AND q.config_id = e.config_id AND q.status = 'pending'
+    ORDER BY q.ready_since LIMIT 1) AS d
+$$;
+COMMENT ON FUNCTION webhook_oldest_ready_us IS 'The wait of the oldest delivery that could be claimed.';
 
 -- Endpoints that were deleted but may still have open deliveries: those accepted in the very moment.
 ALTER TABLE webhook_configs ADD COLUMN cleared_at timestamptz;

@@ -22,6 +22,9 @@ const BUFFER_KIB_MAX: usize = 1024 * 1024;
 /// Delays between tries to reach a store that is unavailable: the first, and the longest.
 const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// The latest after its claim that an attempt may begin: a lease outlives an attempt by 15 s or more.
+const START_MAX: Duration = Duration::from_secs(8);
+
 /// Makes attempts.
 pub struct Deliver {
     directory: Arc<EndpointDirectory>,
@@ -44,10 +47,23 @@ impl Deliver {
     /// Makes one attempt and returns once its outcome is written, or the lease is lost.
     /// A delivery whose last attempt was lost with its worker is not sent: the loss is what is written.
     pub async fn attempt(&self, delivery: LeasedDelivery) {
-        let Some(endpoint) = self.endpoint_of(&delivery).await else {
-            error!(queue_id = %delivery.queue_id, config_id = %delivery.config_id, "the config of a delivery is missing");
-            return;
+        let endpoint = match self.endpoint_of(&delivery).await {
+            Ok(Some(endpoint)) => endpoint,
+            Ok(None) => {
+                error!(queue_id = %delivery.queue_id, config_id = %delivery.config_id, "the config of a delivery is missing");
+                return;
+            }
+            Err(cause) => {
+                let cause = anyhow::Error::new(cause);
+                error!(queue_id = %delivery.queue_id, config_id = %delivery.config_id, error = format!("{cause:#}"),
+                    "a delivery is not attempted, because its config cannot be read; it is tried again when the lease ends");
+                return;
+            }
         };
+        if delivery.abandoned_for.is_none() && delivery.claimed_at.elapsed() > START_MAX {
+            warn!(queue_id = %delivery.queue_id, "a delivery is not attempted: its lease may end too soon");
+            return;
+        }
         let finished = self.send_and_judge(delivery, &endpoint).await;
         report(&finished);
         let bytes = finished.outcome.body().map_or(0, str::len) + 256;
@@ -94,17 +110,16 @@ impl Deliver {
         }
     }
 
-    /// The delivery's endpoint, waited for while the store is away.
-    async fn endpoint_of(&self, delivery: &LeasedDelivery) -> Option<Arc<Endpoint>> {
+    /// The delivery's endpoint, waited for while the store is away, but no longer than the lease allows.
+    async fn endpoint_of(&self, delivery: &LeasedDelivery) -> Result<Option<Arc<Endpoint>>, StoreError> {
         let mut backoff = STORE_BACKOFF.0;
         loop {
             match self.directory.at(delivery.config_id, delivery.config_revision).await {
-                Ok(endpoint) => return endpoint,
-                Err(cause) => {
-                    debug!(queue_id = %delivery.queue_id, error = %cause, "the config cannot be read yet");
+                Err(StoreError::Unavailable(_)) if delivery.claimed_at.elapsed() < START_MAX => {
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(STORE_BACKOFF.1);
                 }
+                result => return result,
             }
         }
     }

@@ -84,20 +84,12 @@ impl Enqueue {
         self.store(event, true).await
     }
 
-    /// Stores a delivery as it is: a replay, which repeats an event on purpose.
-    pub async fn accept_replay(&self, delivery: NewDelivery) -> Result<Receipt, EnqueueError> {
+    /// Stores a delivery that was made from `delivery.config_revision` of its endpoint: a replay.
+    pub async fn accept_replay(&self, delivery: NewDelivery) -> Result<Stored, EnqueueError> {
         let deadline = Instant::now() + self.patience;
         let weight = delivery.weight();
-        let queue_id = delivery.queue_id;
-        let config_id = delivery.config_id;
-        match timeout_at(deadline, self.deliveries.write(delivery.clone(), weight)).await {
-            Err(_) => Err(EnqueueError::TimedOut),
-            Ok(Ok(Stored::New)) => Ok(Receipt { queue_id, duplicate: false, stored: Some(delivery) }),
-            Ok(Ok(Stored::Duplicate(_) | Stored::EndpointChanged)) => {
-                Err(EnqueueError::UnknownEndpoint(config_id))
-            }
-            Ok(Err(error)) => Err(error.into()),
-        }
+        let written = timeout_at(deadline, self.deliveries.write(delivery, weight)).await;
+        Ok(written.map_err(|_| EnqueueError::TimedOut)??)
     }
 
     async fn store(&self, event: &Event, wait_for_room: bool) -> Result<Receipt, EnqueueError> {

@@ -6,13 +6,17 @@ use uuid::Uuid;
 
 use super::directory::EndpointDirectory;
 use super::enqueue::{Enqueue, EnqueueError};
-use super::ports::{DeliveryFilter, DeliveryRecords, Statistics, StatisticsScope, StoreError};
+use super::ports::{DeliveryFilter, DeliveryRecords, Statistics, StatisticsScope, StoreError, Stored};
 use super::wakeup::Wakeup;
 use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery, Priority, QueueId};
+use crate::domain::endpoint::Endpoint;
 use crate::domain::event::EventType;
 
 /// The reason that a cancelled delivery gets.
 const CANCELLED_BY_REQUEST: &str = "cancelled by request";
+
+/// A replay is given up after losing this many races against changes of its endpoint.
+const LOOKS_MAX: usize = 4;
 
 /// Why a delivery could not be shown or acted on.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +99,9 @@ impl ManageDeliveries {
         }))
     }
 
-    /// Sends a terminal delivery once more, as a new one: to the same URL, under the endpoint's present limits.
-    pub async fn replay(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
+    /// Sends a terminal delivery once more, as a new one: to the same URL, under the endpoint's present limits. A
+    /// delivery is replayed once, however often it is asked for: to send it a third time, replay the replay.
+    pub async fn replay(&self, queue_id: QueueId) -> Result<Replay, DeliveryError> {
         let old = self.show(queue_id).await?;
         if !old.status.is_terminal() {
             return Err(DeliveryError::Conflict(format!(
@@ -104,30 +109,59 @@ impl ManageDeliveries {
                 old.status
             )));
         }
-        let endpoint =
-            self.directory.current(old.config_id).await?.filter(|endpoint| endpoint.deleted_at.is_none());
-        let Some(endpoint) = endpoint else {
-            return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
-        };
-        let stored =
-            |what: &str| DeliveryError::Conflict(format!("the {what} of the delivery is not one of today's"));
-        let replay = NewDelivery {
-            queue_id: QueueId::new(Uuid::now_v7()),
-            event_type: old.event_type.parse::<EventType>().map_err(|_| stored("event type"))?,
-            event_id: old.event_id,
-            named: false,
-            config_id: old.config_id,
-            config_revision: endpoint.updated_at,
-            webhook_url: old.webhook_url,
-            url_params: old.url_params.get().to_owned(),
-            priority: Priority::parse("priority", old.priority.into()).map_err(|_| stored("priority"))?,
-            max_retries: endpoint.settings.retry.max_retries(),
-            scheduled_at: None,
-            correlation_id: old.correlation_id,
-            traceparent: old.traceparent,
-            replay_of: Some(queue_id),
-        };
-        let receipt = self.enqueue.accept_replay(replay).await?;
-        self.show(receipt.queue_id).await
+        for _ in 0..LOOKS_MAX {
+            let endpoint = self.directory.current(old.config_id).await?;
+            let Some(endpoint) = endpoint.filter(|endpoint| endpoint.deleted_at.is_none()) else {
+                return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
+            };
+            let replay = replay_of(&old, &endpoint)?;
+            let new_id = replay.queue_id;
+            match self.enqueue.accept_replay(replay).await? {
+                Stored::New => return Ok(Replay::New(self.show(new_id).await?)),
+                Stored::Duplicate(first) => return Ok(Replay::Before(self.show(first).await?)),
+                Stored::EndpointChanged => {}
+            }
+        }
+        Err(DeliveryError::Conflict(format!("config {} is being changed by others", old.config_id)))
     }
+}
+
+/// What became of a replay.
+#[derive(Debug)]
+pub enum Replay {
+    /// This delivery was made.
+    New(Delivery),
+    /// The delivery had been replayed before, as this one; nothing was made.
+    Before(Delivery),
+}
+
+impl Replay {
+    /// The delivery that repeats the old one.
+    pub fn delivery(&self) -> &Delivery {
+        match self {
+            Self::New(delivery) | Self::Before(delivery) => delivery,
+        }
+    }
+}
+
+fn replay_of(old: &Delivery, endpoint: &Endpoint) -> Result<NewDelivery, DeliveryError> {
+    let stored =
+        |what: &str| DeliveryError::Conflict(format!("the {what} of the delivery is not one of today's"));
+    Ok(NewDelivery {
+        queue_id: QueueId::new(Uuid::now_v7()),
+        event_type: old.event_type.parse::<EventType>().map_err(|_| stored("event type"))?,
+        event_id: old.event_id.clone(),
+        // the name of a replay is the delivery that it repeats
+        named: true,
+        config_id: old.config_id,
+        config_revision: endpoint.updated_at,
+        webhook_url: old.webhook_url.clone(),
+        url_params: old.url_params.get().to_owned(),
+        priority: Priority::parse("priority", old.priority.into()).map_err(|_| stored("priority"))?,
+        max_retries: endpoint.settings.retry.max_retries(),
+        scheduled_at: None,
+        correlation_id: old.correlation_id.clone(),
+        traceparent: old.traceparent.clone(),
+        replay_of: Some(old.queue_id),
+    })
 }

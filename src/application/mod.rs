@@ -9,6 +9,7 @@ pub mod enqueue;
 pub mod manage_deliveries;
 pub mod manage_endpoints;
 pub mod ports;
+pub mod shares;
 pub mod upkeep;
 pub mod wakeup;
 pub mod worker_pool;

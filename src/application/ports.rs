@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
+use super::shares::Rooms;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{
     Delivery, DeliveryStatus, FinishedAttempt, LeasedDelivery, NewDelivery, QueueId, WorkerId,
@@ -55,6 +56,8 @@ pub struct Claim {
     pub lease: Duration,
     /// The walk over the endpoints begins after this one.
     pub after: Option<EndpointId>,
+    /// How much may be taken from single endpoints.
+    pub rooms: Rooms,
     /// Take instead the expired leases of disabled endpoints, so that their loss is recorded.
     pub held: bool,
 }
@@ -125,8 +128,11 @@ pub trait DeliveryRecords: Send + Sync {
     /// Counts deliveries and attempts: exactly, and without reading the history.
     async fn statistics(&self, scope: &StatisticsScope) -> Result<Statistics, StoreError>;
 
-    /// How much is waiting.
+    /// How much is open. Reads all of it.
     async fn backlog(&self) -> Result<Backlog, StoreError>;
+
+    /// How long the oldest delivery has waited that could be claimed now.
+    async fn oldest_ready_age(&self) -> Result<Option<Duration>, StoreError>;
 }
 
 /// What statistics are asked for.
@@ -176,7 +182,7 @@ pub struct Durations {
     pub p99: u64,
 }
 
-/// How much is waiting.
+/// How much is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Ready to be claimed, or held by a disabled endpoint.
@@ -185,8 +191,6 @@ pub struct Backlog {
     pub scheduled: u64,
     /// Under a lease.
     pub processing: u64,
-    /// How long the oldest delivery has waited that could be claimed now.
-    pub oldest_ready_age: Option<Duration>,
 }
 
 /// Endpoints, as they are kept. Deleted ones are kept too.
@@ -224,6 +228,9 @@ pub trait Upkeep: Send + Sync {
 
     /// Drops what is older than `retention`. Answers how many archives.
     async fn drop_archives(&self, retention: Duration) -> Result<u64, StoreError>;
+
+    /// Forgets the statistics of archives that were dropped. Answers how many rows.
+    async fn forget_statistics(&self) -> Result<u64, StoreError>;
 
     /// Forgets events that were accepted longer than `retention` ago. Answers how many.
     async fn forget_events(&self, retention: Duration) -> Result<u64, StoreError>;

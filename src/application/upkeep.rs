@@ -9,31 +9,37 @@ use tracing::{debug, info, warn};
 
 use super::ports::{StoreError, Upkeep};
 
-/// How often terminal deliveries are counted, and orphans looked for.
+/// How often terminal deliveries are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
+/// How often open deliveries of deleted endpoints are looked for.
+const ORPHANS_EVERY: Duration = Duration::from_secs(10);
 /// How often archives are made ahead, indexed and dropped.
 const ARCHIVES_EVERY: Duration = Duration::from_hours(1);
 /// How soon that is tried again where it failed: it gives up rather than wait for a lock.
 const ARCHIVES_AGAIN: Duration = Duration::from_secs(30);
 
-/// Does it until `stop`.
+/// Does it until `stop`, which it does not let wait: what is broken off is rolled back, and done by the next process.
 pub async fn run(upkeep: Arc<dyn Upkeep>, retention: Duration, stop: CancellationToken) {
-    let mut archives_due = Instant::now();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = run_for_ever(&*upkeep, retention) => {}
+    }
+}
+
+async fn run_for_ever(upkeep: &dyn Upkeep, retention: Duration) {
+    let (mut archives_due, mut orphans_due) = (Instant::now(), Instant::now());
     loop {
         let now = Instant::now();
         if now >= archives_due {
             archives_due = now
-                + if look_after_archives(&*upkeep, retention).await {
-                    ARCHIVES_EVERY
-                } else {
-                    ARCHIVES_AGAIN
-                };
+                + if look_after_archives(upkeep, retention).await { ARCHIVES_EVERY } else { ARCHIVES_AGAIN };
         }
-        count_and_clear(&*upkeep).await;
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep_until(now + COUNT_EVERY) => {}
+        count(upkeep).await;
+        if now >= orphans_due {
+            orphans_due = now + ORPHANS_EVERY;
+            cancel_orphans(upkeep).await;
         }
+        sleep_until(now + COUNT_EVERY).await;
     }
 }
 
@@ -43,6 +49,7 @@ async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
         ("archives made ahead", upkeep.ensure_archives().await),
         ("closed archives indexed", upkeep.index_closed_archives().await),
         ("archives dropped", upkeep.drop_archives(retention).await),
+        ("old statistics forgotten", upkeep.forget_statistics().await),
         ("events forgotten", upkeep.forget_events(retention).await),
         ("statistics merged", upkeep.coarsen_statistics().await),
     ];
@@ -60,12 +67,15 @@ async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
     all_well
 }
 
-async fn count_and_clear(upkeep: &dyn Upkeep) {
+async fn count(upkeep: &dyn Upkeep) {
     match upkeep.count_statistics().await {
         Ok(0) => {}
         Ok(count) => debug!(count, "terminal deliveries counted"),
         Err(cause) => tell("counting terminal deliveries", cause),
     }
+}
+
+async fn cancel_orphans(upkeep: &dyn Upkeep) {
     match upkeep.cancel_orphans().await {
         Ok(0) => {}
         Ok(count) => info!(count, "open deliveries of deleted configs cancelled"),

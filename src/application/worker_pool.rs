@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::deliver::Deliver;
 use super::ports::{Claim, DeliveryQueue, StoreError};
+use super::shares::{Rooms, Shares};
 use super::wakeup::Wakeup;
 use crate::domain::delivery::{LeasedDelivery, WorkerId};
 use crate::domain::endpoint::EndpointId;
@@ -28,7 +29,7 @@ const PROMOTE_MAX: usize = 1_000;
 /// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
 const PROMOTE_POLL: Duration = Duration::from_millis(500);
 /// How often leases are looked for that have expired at endpoints that are disabled.
-const HELD_POLL: Duration = Duration::from_secs(30);
+const HELD_POLL: Duration = Duration::from_mins(2);
 /// The longest wait after the store failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -52,6 +53,7 @@ pub struct WorkerPool {
     wakeup: Arc<Wakeup>,
     settings: WorkerSettings,
     claims: Semaphore,
+    shares: Shares,
 }
 
 impl WorkerPool {
@@ -62,7 +64,8 @@ impl WorkerPool {
         wakeup: Arc<Wakeup>,
         settings: WorkerSettings,
     ) -> Self {
-        Self { queue, deliver, wakeup, settings, claims: Semaphore::new(CLAIMS_AT_ONCE) }
+        let shares = Shares::new(settings.count * settings.batch_size);
+        Self { queue, deliver, wakeup, settings, claims: Semaphore::new(CLAIMS_AT_ONCE), shares }
     }
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
@@ -119,6 +122,7 @@ impl WorkerPool {
                             .clone()
                             .try_acquire_owned()
                             .expect("no more is claimed than there is room for");
+                        self.shares.take(delivery.config_id);
                         tokio::spawn(self.clone().attempt(delivery, permit));
                     }
                 }
@@ -164,7 +168,14 @@ impl WorkerPool {
         limit: usize,
         after: Option<EndpointId>,
     ) -> Result<Vec<LeasedDelivery>, StoreError> {
-        let claim = Claim { worker_id: id.clone(), limit, lease: self.settings.lease, after, held: false };
+        let claim = Claim {
+            worker_id: id.clone(),
+            limit,
+            lease: self.settings.lease,
+            after,
+            rooms: self.shares.rooms(limit),
+            held: false,
+        };
         let deliveries = self.queue.claim(&claim).await?;
         metrics::counter!("webhook_claims_total").increment(1);
         metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
@@ -173,9 +184,12 @@ impl WorkerPool {
 
     /// One attempt. A panic in it is told here and healed by the lease.
     async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, _room: OwnedSemaphorePermit) {
-        let queue_id = delivery.queue_id;
+        let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
         if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
             error!(%queue_id, "an attempt panicked; it is repeated when the lease ends");
+        }
+        if self.shares.give_back(config_id) {
+            self.wakeup.wake_worker();
         }
     }
 
@@ -209,8 +223,14 @@ impl WorkerPool {
     async fn record_held_losses(self: Arc<Self>, id: WorkerId, stop: CancellationToken) {
         let limit = self.settings.batch_size;
         loop {
-            let claim =
-                Claim { worker_id: id.clone(), limit, lease: self.settings.lease, after: None, held: true };
+            let claim = Claim {
+                worker_id: id.clone(),
+                limit,
+                lease: self.settings.lease,
+                after: None,
+                rooms: Rooms { share: limit, listed: vec![] },
+                held: true,
+            };
             match self.queue.claim(&claim).await {
                 Ok(lost) if !lost.is_empty() => {
                     for delivery in lost {

@@ -18,7 +18,7 @@ use sqlx::ConnectOptions as _;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::output::{print_json, progress, table};
+use super::output::{print_json, progress, say, table};
 use crate::application::deliver::Deliver;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{DeliveryQueue as _, Sender, Upkeep as _};
@@ -90,8 +90,7 @@ pub async fn run(args: BenchArgs, settings: &Settings, json: bool) -> anyhow::Re
     rows.add_row([format!("POST /webhooks, {} connections", args.connections), rate(figures.enqueue)]);
     let latency = format!("{:.1} ms / {:.1} ms", figures.enqueue_p50_ms, figures.enqueue_p99_ms);
     rows.add_row(["the same: p50 / p99".to_owned(), latency]);
-    println!("{rows}");
-    Ok(())
+    say(rows)
 }
 
 /// What all runs share.
@@ -310,7 +309,12 @@ struct NoSender;
 #[async_trait]
 impl Sender for NoSender {
     async fn send(&self, _: &LeasedDelivery, _: &Endpoint) -> AttemptOutcome {
-        AttemptOutcome::Answered(Answer { status: 200, body: "ok".into(), retry_after: None })
+        AttemptOutcome::Answered(Answer {
+            status: 200,
+            body: "ok".into(),
+            retry_after: None,
+            broken_off: None,
+        })
     }
 }
 

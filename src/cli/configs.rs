@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
-use super::output::{fields_table, plain, print_json, table};
+use super::output::{fields_table, plain, print_json, say, table};
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
 use crate::infrastructure::http::view::ConfigView;
 use crate::infrastructure::service::Application;
@@ -115,8 +115,10 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
         ConfigsCommand::List => return list(application, json).await,
         ConfigsCommand::Delete { id: number } => {
             endpoints.delete(id(number)?).await?;
-            println!("config {number} is deleted");
-            return Ok(());
+            if json {
+                return print_json(&serde_json::json!({"deleted": number}));
+            }
+            return say(format!("config {number} is deleted"));
         }
         ConfigsCommand::Register(args) => endpoints.register(args.into_parts()?).await?,
         ConfigsCommand::Show { id: number } => endpoints.show(id(number)?).await?,
@@ -130,8 +132,7 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
     if json {
         return print_json(&view);
     }
-    println!("{}", fields_table(&view)?);
-    Ok(())
+    say(fields_table(&view)?)
 }
 
 async fn list(application: &Application, json: bool) -> anyhow::Result<()> {
@@ -155,6 +156,5 @@ async fn list(application: &Application, json: bool) -> anyhow::Result<()> {
         let view = serde_json::to_value(view)?;
         rows.add_row(columns.map(|column| plain(&view[column])));
     }
-    println!("{rows}");
-    Ok(())
+    say(rows)
 }

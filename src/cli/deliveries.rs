@@ -6,10 +6,11 @@ use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use futures_util::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
-use super::output::{fields_table, plain, print_json, progress, table};
+use super::output::{fields_table, plain, print_json, progress, say, table};
+use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
@@ -47,7 +48,7 @@ pub struct EnqueueArgs {
     priority: Option<i64>,
     /// Not before this time (RFC 3339).
     #[arg(long, value_name = "TIME")]
-    scheduled_at: Option<DateTime<Utc>>,
+    scheduled_at: Option<String>,
     /// Your id for what led to the event.
     #[arg(long, value_name = "ID")]
     correlation_id: Option<String>,
@@ -60,11 +61,11 @@ pub async fn enqueue(
     json: bool,
 ) -> anyhow::Result<()> {
     let accepted = match &args.file {
-        Some(path) if path.as_os_str() == "-" => enqueue_lines(tokio::io::stdin(), application).await,
+        Some(path) if path.as_os_str() == "-" => enqueue_lines(tokio::io::stdin(), application, json).await,
         Some(path) => {
             let file =
                 tokio::fs::File::open(path).await.with_context(|| format!("opening {}", path.display()))?;
-            enqueue_lines(file, application).await
+            enqueue_lines(file, application, json).await
         }
         None => enqueue_one(args, application, json).await,
     };
@@ -76,7 +77,7 @@ pub async fn enqueue(
 async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -> anyhow::Result<()> {
     let params = args.params.iter().map(|param| {
         let (name, value) = param.split_once('=').context("--param must be written as NAME=VALUE")?;
-        anyhow::Ok((name.to_owned(), Value::from(value)))
+        anyhow::Ok((name.to_owned(), value.to_owned()))
     });
     let event = Event::parse(EventParts {
         event_type: args.event_type.unwrap_or_default(),
@@ -96,12 +97,15 @@ async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -
     if json {
         return print_json(&view);
     }
-    println!("{}", fields_table(&view)?);
-    Ok(())
+    say(fields_table(&view)?)
 }
 
 /// Accepts a stream of lines. Tells of each that is refused, and fails at the end if there was one.
-async fn enqueue_lines(input: impl AsyncRead + Unpin, application: &Application) -> anyhow::Result<()> {
+async fn enqueue_lines(
+    input: impl AsyncRead + Unpin,
+    application: &Application,
+    json: bool,
+) -> anyhow::Result<()> {
     let lines = lines_of(input);
     let bar = progress(None, "events");
     let (mut stored, mut duplicates, mut refused, mut number) = (0_u64, 0_u64, 0_u64, 0_u64);
@@ -131,7 +135,11 @@ async fn enqueue_lines(input: impl AsyncRead + Unpin, application: &Application)
         bar.inc(1);
     }
     bar.finish_and_clear();
-    println!("{stored} accepted, {duplicates} accepted before, {refused} refused");
+    if json {
+        print_json(&json!({"accepted": stored, "duplicates": duplicates, "refused": refused}))?;
+    } else {
+        say(format!("{stored} accepted, {duplicates} accepted before, {refused} refused"))?;
+    }
     if refused > 0 {
         bail!("{refused} events were refused");
     }
@@ -164,8 +172,7 @@ pub async fn stats(args: &StatsArgs, application: &Application, json: bool) -> a
     if json {
         return print_json(&view);
     }
-    println!("{}", fields_table(&view)?);
-    Ok(())
+    say(fields_table(&view)?)
 }
 
 #[derive(Args)]
@@ -181,14 +188,13 @@ pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> any
     }
     let mut delivery = serde_json::to_value(&view)?;
     let attempts = delivery.as_object_mut().and_then(|object| object.remove("attempts")).unwrap_or_default();
-    println!("{}", fields_table(&delivery)?);
+    say(fields_table(&delivery)?)?;
     let columns = ["attempt", "started_at", "duration_ms", "http_status", "error", "response_body"];
     let mut rows = table(&columns);
     for attempt in attempts.as_array().into_iter().flatten() {
         rows.add_row(columns.map(|column| plain(&attempt[column])));
     }
-    println!("{rows}");
-    Ok(())
+    say(rows)
 }
 
 #[derive(Args)]
@@ -196,7 +202,7 @@ pub struct ReplayArgs {
     /// Deliveries to send again.
     #[arg(value_name = "QUEUE_ID", required_unless_present = "failed")]
     queue_ids: Vec<String>,
-    /// All dead letters that match, instead.
+    /// All dead letters that match, instead. What was replayed before is not sent again.
     #[arg(long, conflicts_with = "queue_ids")]
     failed: bool,
     /// Of this config.
@@ -227,15 +233,24 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
         args.queue_ids.iter().map(|text| text.parse()).collect::<Result<Vec<QueueId>, _>>()?
     };
     if args.dry_run {
-        println!("{} dead letters match", ids.len());
-        return Ok(());
+        if json {
+            return print_json(&json!({"dead_letters": ids.len()}));
+        }
+        return say(format!(
+            "{} dead letters match; those replayed before would not be sent again",
+            ids.len()
+        ));
     }
     let bar = progress(Some(ids.len() as u64), "replays");
     let mut replays = Vec::new();
     let mut refused = 0_u64;
     for id in ids {
         match application.api.deliveries.replay(id).await {
-            Ok(delivery) => replays.push(json!({"queue_id": delivery.queue_id.get(), "replay_of": id.get()})),
+            Ok(replay) => replays.push(json!({
+                "queue_id": replay.delivery().queue_id.get(),
+                "replay_of": id.get(),
+                "replayed_before": matches!(replay, Replay::Before(_)),
+            })),
             Err(error) => {
                 refused += 1;
                 bar.suspend(|| eprintln!("{id}: {:#}", anyhow::Error::from(error)));
@@ -247,11 +262,12 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
     if json {
         print_json(&replays)?;
     } else {
-        let mut rows = table(&["queue_id", "replay_of"]);
+        let columns = ["queue_id", "replay_of", "replayed_before"];
+        let mut rows = table(&columns);
         for replay in &replays {
-            rows.add_row([plain(&replay["queue_id"]), plain(&replay["replay_of"])]);
+            rows.add_row(columns.map(|column| plain(&replay[column])));
         }
-        println!("{rows}");
+        say(rows)?;
     }
     if refused > 0 {
         bail!("{refused} deliveries were not replayed");

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use crate::infrastructure::service::{self, Application, ReadyDatabase, Role};
+use crate::infrastructure::service::{self, Application, Patience, ReadyDatabase, Role};
 use crate::infrastructure::settings::{SETTINGS, Settings};
 use crate::infrastructure::shutdown::stop_on_signal;
 use crate::infrastructure::telemetry;
@@ -120,14 +120,12 @@ async fn with_database(
     json: bool,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let ready = ReadyDatabase::prepare(settings, &stop).await?;
+    let ready = ReadyDatabase::prepare(settings, &stop, Patience::None).await?;
     let application = Application::new(&ready.database, settings);
     let work = async {
         match command {
-            Command::Migrate => {
-                println!("the schema is up to date");
-                Ok(())
-            }
+            Command::Migrate if json => output::print_json(&serde_json::json!({"migrated": true})),
+            Command::Migrate => output::say("the schema is up to date"),
             Command::Enqueue(args) => deliveries::enqueue(args, &application, &ready.database, json).await,
             Command::Stats(args) => deliveries::stats(&args, &application, json).await,
             Command::Show(args) => deliveries::show(&args, &application, json).await,

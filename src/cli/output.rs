@@ -1,6 +1,7 @@
 //! Tables for people, JSON for programs, progress for the patient.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _, StdoutLock, Write as _};
 use std::time::Duration;
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
@@ -10,10 +11,21 @@ use serde::Serialize;
 
 /// Prints a value as one JSON document.
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    writeln!(out)?;
-    Ok(())
+    say(serde_json::to_string_pretty(value)?)
+}
+
+/// Prints a line of a command's answer.
+pub fn say(line: impl Display) -> anyhow::Result<()> {
+    write_or_leave(|out| writeln!(out, "{line}"))
+}
+
+/// Writes to standard output. Whoever reads it may have seen enough, as `head` has: then there is nothing left to do.
+fn write_or_leave(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
 }
 
 /// An empty table with these headings.
@@ -48,12 +60,12 @@ pub fn plain(value: &serde_json::Value) -> String {
 
 /// A progress bar on standard error where that is a terminal; without a `total`, a count.
 pub fn progress(total: Option<u64>, what: &'static str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let (bar, template) = match total {
-        Some(total) => (ProgressBar::new(total), "{bar:30} {pos}/{len} {msg} {per_sec} {eta}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {pos} {msg} {per_sec} {elapsed}"),
+        Some(total) => (ProgressBar::new(total), "{bar:30} {pos}/{len} {msg} {per_sec:.0} {eta}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {pos} {msg} {elapsed}"),
     };
     bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
     bar.set_message(what);

@@ -30,6 +30,8 @@ pub struct Answer {
     pub body: String,
     /// How long the receiver asks to be left alone.
     pub retry_after: Option<Duration>,
+    /// Why the body could not be read to its end, if so. The status counts all the same.
+    pub broken_off: Option<String>,
 }
 
 impl AttemptOutcome {
@@ -49,13 +51,15 @@ impl AttemptOutcome {
         }
     }
 
-    /// Why it failed, in words; `None` if it succeeded.
+    /// What went wrong, in words; `None` if nothing did.
     pub fn error(&self) -> Option<String> {
         match self {
+            Self::Answered(Answer { broken_off: Some(error), .. }) | Self::Unanswered { error } => {
+                Some(error.clone())
+            }
             Self::Answered(Answer { status: 200..=299, .. }) => None,
             Self::Answered(Answer { status: 300..=399, .. }) => Some("redirects are not followed".into()),
             Self::Answered(answer) => Some(format!("the receiver answered {}", answer.status)),
-            Self::Unanswered { error } => Some(error.clone()),
             Self::Unknown => Some(OUTCOME_UNKNOWN.into()),
         }
     }
@@ -76,6 +80,6 @@ pub struct Attempt {
     pub http_status: Option<i16>,
     /// The start of the response's body.
     pub response_body: Option<String>,
-    /// Why it failed, in words.
+    /// What went wrong, in words.
     pub error: Option<String>,
 }

@@ -147,7 +147,7 @@ pub struct NewDelivery {
     pub event_type: EventType,
     /// The event's name: the caller's, or the queue id.
     pub event_id: String,
-    /// Whether the caller named the event, so that it is accepted once.
+    /// Whether it is accepted once: the caller named the event, or it is a replay.
     pub named: bool,
     /// The endpoint.
     pub config_id: EndpointId,

@@ -80,9 +80,6 @@ impl EndpointUrl {
     /// Parses and normalises (WHATWG URL).
     pub fn parse(field: &str, text: &str) -> Result<Self, Invalid> {
         let fault = |message: &str| Err(Invalid::field(field, message));
-        if text.len() > ENDPOINT_URL_BYTES_MAX {
-            return Err(Invalid::field(field, format!("must have at most {ENDPOINT_URL_BYTES_MAX} bytes")));
-        }
         let Ok(url) = Url::parse(text) else {
             return fault("must be an absolute URL, such as https://example.com/postback");
         };
@@ -94,6 +91,13 @@ impl EndpointUrl {
         }
         if url.host_str().is_none_or(str::is_empty) {
             return fault("must name a host");
+        }
+        // as it is stored and sent, which may be longer than it was given
+        if url.as_str().len() > ENDPOINT_URL_BYTES_MAX {
+            return Err(Invalid::field(
+                field,
+                format!("must have at most {ENDPOINT_URL_BYTES_MAX} bytes once encoded"),
+            ));
         }
         Ok(Self(url))
     }
@@ -248,7 +252,7 @@ impl EndpointSettings {
         let postback_url = url("postback_url", parts.postback_url, &self.postback_url);
         let chargeback_url = url("chargeback_url", parts.chargeback_url, &self.chargeback_url);
         if postback_url.is_none() && chargeback_url.is_none() && !asked_for_a_url {
-            faults.push("postback_url", "or chargeback_url must be given");
+            faults.push("postback_url", "must be given, or chargeback_url");
         }
         let headers = match parts.headers {
             Some(headers) => faults.note(ExtraHeaders::parse(headers)),
@@ -350,6 +354,18 @@ mod tests {
         for url in ["", "not a url", "/path", "ftp://h/", "http://u:p@h/", "http://u@h/", "http://"] {
             let given = EndpointParts { chargeback_url: Some(Some(url.into())), ..parts() };
             assert_eq!(fields(given), ["chargeback_url"], "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_accepted_is_accepted_again_as_it_is_stored() {
+        for count in [300, 330, 340, 1000, 1990] {
+            let given = format!("http://h.example/?{}", "é".repeat(count));
+            if let Ok(url) = EndpointUrl::parse("postback_url", &given) {
+                assert_eq!(EndpointUrl::parse("postback_url", url.as_str()), Ok(url), "{count}");
+            } else {
+                assert!(count >= 330, "{count}");
+            }
         }
     }
 

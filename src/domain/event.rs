@@ -76,8 +76,8 @@ pub struct EventParts {
     pub url_params: UrlParams,
     /// 0 (critical) to 3 (low); the endpoint's where there is none.
     pub priority: Option<i64>,
-    /// Not before this time.
-    pub scheduled_at: Option<DateTime<Utc>>,
+    /// Not before this time, as RFC 3339 writes it.
+    pub scheduled_at: Option<String>,
     /// The caller's own id for what led to the event.
     pub correlation_id: Option<String>,
     /// W3C trace context; one that is malformed is dropped, as the standard asks.
@@ -95,9 +95,7 @@ impl Event {
             }
         }
         let config_id = faults.note(EndpointId::parse("config_id", parts.config_id));
-        if let Some(at) = parts.scheduled_at {
-            faults.note(storable_time("scheduled_at", at));
-        }
+        let scheduled_at = parts.scheduled_at.and_then(|text| faults.note(parse_time("scheduled_at", &text)));
         let priority = parts.priority.and_then(|number| faults.note(Priority::parse("priority", number)));
         faults.note(parts.url_params.check());
         faults.into_result()?;
@@ -107,7 +105,7 @@ impl Event {
             config_id: config_id.expect("a fault would have been noted"),
             url_params: parts.url_params,
             priority,
-            scheduled_at: parts.scheduled_at,
+            scheduled_at,
             correlation_id: parts.correlation_id,
             traceparent: parts.traceparent.filter(|text| is_traceparent(text)),
         })
@@ -154,8 +152,16 @@ impl Event {
     }
 }
 
+/// Reads a time as RFC 3339 writes it.
+pub fn parse_time(field: &str, text: &str) -> Result<DateTime<Utc>, Invalid> {
+    match DateTime::parse_from_rfc3339(text) {
+        Ok(time) => storable_time(field, time.to_utc()),
+        Err(_) => Err(Invalid::field(field, "must be a time of RFC 3339, such as 2026-01-31T12:00:00Z")),
+    }
+}
+
 /// Accepts times of the years 1970 to 9999: all that anyone means, and less than the store can keep.
-pub fn storable_time(field: &str, time: DateTime<Utc>) -> Result<DateTime<Utc>, Invalid> {
+fn storable_time(field: &str, time: DateTime<Utc>) -> Result<DateTime<Utc>, Invalid> {
     if (1970..=9999).contains(&time.year()) {
         Ok(time)
     } else {

@@ -24,7 +24,7 @@ pub fn build(base: &EndpointUrl, params: &UrlParams) -> Result<String, Invalid> 
         }
         encode_into(&mut url, name);
         url.push('=');
-        encode_into(&mut url, &value);
+        encode_into(&mut url, value);
     }
     if let Some(fragment) = fragment {
         url.push('#');
@@ -53,7 +53,6 @@ fn encode_into(url: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::Value;
 
     use super::*;
 
@@ -95,7 +94,7 @@ mod tests {
             base in prop::sample::select(vec!["https://h.example/p", "http://h/?k=v#f", "http://[::1]:8/a%20b?"]),
         ) {
             let base = EndpointUrl::parse("postback_url", base).unwrap();
-            let params: UrlParams = pairs.iter().map(|(n, v)| (n.clone(), Value::from(v.clone()))).collect();
+            let params: UrlParams = pairs.iter().cloned().collect();
             let url = build(&base, &params).unwrap();
             let parsed = url::Url::parse(&url).unwrap();
             prop_assert_eq!(parsed.as_str(), &url);

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     fn answered(status: u16, retry_after: Option<Duration>) -> AttemptOutcome {
-        AttemptOutcome::Answered(Answer { status, body: String::new(), retry_after })
+        AttemptOutcome::Answered(Answer { status, body: String::new(), retry_after, broken_off: None })
     }
 
     fn judge(number: u8, outcome: &AttemptOutcome) -> Verdict {

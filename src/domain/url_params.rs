@@ -4,24 +4,36 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::invalid::{Faults, Invalid};
 
 /// The most parameters that one event may have.
 pub const PARAMS_MAX: usize = 100;
 
-/// Ordered parameters. A number keeps the digits it came with: `100.10` stays `100.10`.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct UrlParams(Vec<(String, Value)>);
+/// Ordered parameters.
+#[derive(Debug, Clone, Default)]
+pub struct UrlParams(Vec<(String, Param)>);
+
+/// The value of a parameter.
+#[derive(Debug, Clone)]
+enum Param {
+    /// Left out of the query.
+    Null,
+    Text(String),
+    /// A number or a boolean, as it was written: `100.10` stays `100.10`, and `1e3` stays `1e3`.
+    Literal(Box<RawValue>),
+    /// An array or an object.
+    Nested,
+}
 
 impl UrlParams {
     /// Names and texts to put into the query; a parameter that is `null` is left out.
-    pub fn pairs(&self) -> impl Iterator<Item = (&str, std::borrow::Cow<'_, str>)> {
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().filter_map(|(name, value)| match value {
-            Value::Null => None,
-            Value::String(text) => Some((name.as_str(), text.into())),
-            scalar => Some((name.as_str(), scalar.to_string().into())),
+            Param::Null | Param::Nested => None,
+            Param::Text(text) => Some((name.as_str(), text.as_str())),
+            Param::Literal(literal) => Some((name.as_str(), literal.get())),
         })
     }
 
@@ -41,13 +53,13 @@ impl UrlParams {
                 faults.push(field(), "must be given once");
             }
             match value {
-                Value::Array(_) | Value::Object(_) => {
+                Param::Nested => {
                     faults.push(field(), "must be a string, a number, a boolean or null");
                 }
-                Value::String(text) if text.contains('\0') => {
+                Param::Text(text) if text.contains('\0') => {
                     faults.push(field(), "must not contain NUL characters");
                 }
-                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+                Param::Null | Param::Text(_) | Param::Literal(_) => {}
             }
             if name.contains('\0') {
                 faults.push(field(), "must not contain NUL characters in its name");
@@ -57,9 +69,19 @@ impl UrlParams {
     }
 }
 
-impl<N: Into<String>, V: Into<Value>> FromIterator<(N, V)> for UrlParams {
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for UrlParams {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
-        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        Self(pairs.into_iter().map(|(name, text)| (name.into(), Param::Text(text.into()))).collect())
+    }
+}
+
+impl Serialize for Param {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null | Self::Nested => serializer.serialize_unit(),
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Literal(literal) => literal.serialize(serializer),
+        }
     }
 }
 
@@ -91,11 +113,17 @@ impl<'de> Visitor<'de> for InOrder {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UrlParams, A::Error> {
         let mut pairs = Vec::new();
-        while let Some(pair) = map.next_entry()? {
+        while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
             if pairs.len() > PARAMS_MAX {
                 return Err(A::Error::custom(format_args!("must have at most {PARAMS_MAX} parameters")));
             }
-            pairs.push(pair);
+            let value = match value.get().as_bytes() {
+                [b'"', ..] => Param::Text(serde_json::from_str(value.get()).map_err(A::Error::custom)?),
+                [b'n', ..] => Param::Null,
+                [b'[' | b'{', ..] => Param::Nested,
+                _ => Param::Literal(value),
+            };
+            pairs.push((name, value));
         }
         Ok(UrlParams(pairs))
     }
@@ -111,11 +139,15 @@ mod tests {
 
     #[test]
     fn order_and_digits_survive() {
-        let params = parse(r#"{"z":100.10,"a":12345678901234567890123,"m":true,"gone":null,"t":"x y"}"#);
+        let params =
+            parse(r#"{"z":100.10,"a":12345678901234567890123,"e":1E5,"m":true,"gone":null,"t":"x y"}"#);
         let pairs: Vec<_> = params.pairs().map(|(n, v)| format!("{n}={v}")).collect();
-        assert_eq!(pairs, ["z=100.10", "a=12345678901234567890123", "m=true", "t=x y"]);
+        assert_eq!(pairs, ["z=100.10", "a=12345678901234567890123", "e=1E5", "m=true", "t=x y"]);
         let stored = serde_json::to_string(&params).unwrap();
-        assert_eq!(stored, r#"{"z":100.10,"a":12345678901234567890123,"m":true,"gone":null,"t":"x y"}"#);
+        assert_eq!(
+            stored,
+            r#"{"z":100.10,"a":12345678901234567890123,"e":1E5,"m":true,"gone":null,"t":"x y"}"#
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use super::http::{self, Api, Operations};
@@ -33,6 +33,8 @@ use crate::domain::delivery::WorkerId;
 const ENQUEUE_PATIENCE: Duration = Duration::from_millis(1800);
 /// The wait between tries to reach the database at start.
 const DATABASE_AGAIN: Duration = Duration::from_secs(1);
+/// How often the private server is looked at.
+const EMBEDDED_CHECK_EVERY: Duration = Duration::from_secs(2);
 /// Beyond the limit of an attempt: how long the last outcomes may take to be written at the end.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(15);
 
@@ -47,19 +49,32 @@ pub enum Role {
     Worker,
 }
 
+/// Whether to wait for a database that is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it takes: a service.
+    Endless,
+    /// Not at all: a command that someone waits for.
+    None,
+}
+
 /// A database that is ready for use: an external one, or the private one.
 pub struct ReadyDatabase {
     /// Its pools.
     pub database: Database,
     /// For LISTEN.
     pub listen_options: PgConnectOptions,
-    embedded: Option<EmbeddedPostgres>,
+    embedded: Option<(EmbeddedOptions, EmbeddedPostgres)>,
 }
 
 impl ReadyDatabase {
     /// Connects, starting the private server if there is no other, and brings the schema up to date.
-    /// Waits for an external database that is away, until `stop`.
-    pub async fn prepare(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Self> {
+    /// Waits for an external database that is away as `patience` says, until `stop`.
+    pub async fn prepare(
+        settings: &Settings,
+        stop: &CancellationToken,
+        patience: Patience,
+    ) -> anyhow::Result<Self> {
         let (options, embedded) = if let Some(options) = &settings.database {
             (options.clone(), None)
         } else {
@@ -70,22 +85,22 @@ impl ReadyDatabase {
             };
             let embedded = EmbeddedPostgres::start(&options).await?;
             info!("private PostgreSQL; look inside with: {}", embedded.psql_command());
-            (embedded.connect_options(), Some(embedded))
+            (embedded.connect_options(), Some((options, embedded)))
         };
         let database = Database::new(options.clone(), settings.request_connections);
         let listen_options = settings.listen_database.clone().unwrap_or(options);
         let ready = Self { database, listen_options, embedded };
-        if let Err(error) = ready.migrate(stop).await {
+        if let Err(error) = ready.migrate(stop, patience).await {
             ready.close().await;
             return Err(error);
         }
         Ok(ready)
     }
 
-    async fn migrate(&self, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn migrate(&self, stop: &CancellationToken, patience: Patience) -> anyhow::Result<()> {
         loop {
             let Err(error) = self.database.migrate().await else { return Ok(()) };
-            if !is_connection_refused(&error) {
+            if patience == Patience::None || !is_connection_refused(&error) {
                 return Err(error.context("bringing the database's schema up to date"));
             }
             warn!(error = format!("{error:#}"), "the database is not there yet; trying again");
@@ -99,7 +114,7 @@ impl ReadyDatabase {
     /// Closes the pools and stops the private server, if nobody else uses it.
     pub async fn close(self) {
         self.database.close().await;
-        if let Some(embedded) = self.embedded
+        if let Some((_, embedded)) = self.embedded
             && let Err(error) = embedded.stop().await
         {
             warn!(error = format!("{error:#}"), "the private PostgreSQL could not be stopped");
@@ -184,7 +199,7 @@ pub async fn run(
     let listener = TcpListener::bind(settings.listen_addr)
         .await
         .with_context(|| format!("LISTEN_ADDR: cannot listen on {}", settings.listen_addr))?;
-    let ready = ReadyDatabase::prepare(settings, &stop).await?;
+    let ready = ReadyDatabase::prepare(settings, &stop, Patience::Endless).await?;
     let ended = run_on(settings, role, metrics, &ready, listener, stop).await;
     ready.close().await;
     ended
@@ -210,6 +225,9 @@ pub async fn run_on(
     tasks.spawn(upkeep::run(Arc::new(database.clone()), settings.archive_retention, stop.clone()));
     tasks.spawn(announce_ready(database.clone(), application.wakeup.clone(), stop.clone()));
     tasks.spawn(keep_metrics_small(metrics, stop.clone()));
+    if let Some((options, _)) = &ready.embedded {
+        tasks.spawn(keep_embedded_postgres_running(options.clone(), database.clone(), stop.clone()));
+    }
     if role != Role::Api {
         tasks.spawn(listen_for_ready(ready.listen_options.clone(), application.wakeup.clone(), stop.clone()));
         let workers = Arc::new(application.worker_pool(database, settings)?);
@@ -231,6 +249,41 @@ pub async fn run_on(
     }
     info!("stopped");
     Ok(())
+}
+
+/// Starts the private PostgreSQL again where it has died: nobody else would.
+async fn keep_embedded_postgres_running(
+    options: EmbeddedOptions,
+    database: Database,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(EMBEDDED_CHECK_EVERY) => {}
+        }
+        if database.is_migrated().await.is_ok() {
+            continue;
+        }
+        // joins the server if it runs after all
+        let started = tokio::select! {
+            () = stop.cancelled() => return,
+            started = EmbeddedPostgres::start(&options) => started,
+        };
+        match started {
+            // this process uses it anyway, so this stops nothing
+            Ok(second_hold) => match second_hold.stop().await {
+                Ok(_) => warn!("the private PostgreSQL did not answer, and was started again if it had died"),
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "the private PostgreSQL is in a strange state");
+                }
+            },
+            Err(error) => error!(
+                error = format!("{error:#}"),
+                "the private PostgreSQL has died and cannot be started; trying again"
+            ),
+        }
+    }
 }
 
 /// `host:pid:random:n`, so that two workers never have the same name, wherever they run.

@@ -39,7 +39,7 @@ pub const SETTINGS: [Setting; 16] = [
     setting(
         "DATABASE_MAX_CONNECTIONS",
         "10",
-        "connections for API requests; the engine has 8 of its own, and one for wakeups",
+        "connections for API requests; the engine has 11 of its own, and one for wakeups",
     ),
     setting("DATA_DIR", ".data", "where the private PostgreSQL keeps its files"),
     setting("LISTEN_ADDR", "127.0.0.1:8080", "API address"),
@@ -76,9 +76,6 @@ const fn setting(name: &'static str, default: &'static str, meaning: &'static st
     Setting { name, default, meaning }
 }
 
-/// Names that begin like this are ours, so an unknown one is a mistake.
-const OUR_PREFIXES: [&str; 7] =
-    ["WORKER_", "RESPONSE_BODY_", "EGRESS_", "ARCHIVE_", "READY_AGE_", "LISTEN_", "DATABASE_"];
 /// Names that other programs read from the same `.env`.
 const FOREIGN_PREFIXES: [&str; 5] = ["POSTGRES_", "PG", "COMPOSE_", "DOCKER_", "RUST_"];
 
@@ -157,11 +154,17 @@ impl Settings {
         if let Some(name) = file.keys().find(|name| !is_setting(name) && !starts(name, &FOREIGN_PREFIXES)) {
             return Err(SettingsError::new(name, "is in .env, but there is no such setting"));
         }
-        if let Some(name) = environment.keys().find(|name| !is_setting(name) && starts(name, &OUR_PREFIXES)) {
-            return Err(SettingsError::new(name, "there is no such setting"));
+        if let Some((name, meant)) = environment.keys().find_map(|name| Some((name, misspelt(name)?))) {
+            return Err(SettingsError::new(name, format!("there is no such setting; {meant} is meant?")));
         }
         Source::new(file, environment)?.settings()
     }
+}
+
+/// The setting that a name is probably meant to be. Other names in the environment are other programs' business.
+fn misspelt(name: &str) -> Option<&'static str> {
+    let near = |setting: &&Setting| strsim::damerau_levenshtein(name, setting.name) <= 2;
+    if is_setting(name) { None } else { SETTINGS.iter().find(near).map(|setting| setting.name) }
 }
 
 fn is_setting(name: &str) -> bool {

@@ -1,9 +1,13 @@
 //! Signals: the first asks the service to finish what is under way, the second ends the process at once.
 
+use std::time::{Duration, Instant};
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+/// A second signal this soon is taken for the first one.
+const SAME_REQUEST: Duration = Duration::from_millis(500);
 /// The exit code of a process that a second signal ended.
 const EXIT_ABORTED: i32 = 130;
 
@@ -19,7 +23,14 @@ pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         let name = next().await;
         info!(signal = name, "stopping: attempts under way may end; a second signal ends them");
         token.cancel();
-        let name = next().await;
+        // some programs send the same signal twice in a row: to the process, and to its group
+        let asked = Instant::now();
+        let name = loop {
+            let name = next().await;
+            if asked.elapsed() >= SAME_REQUEST {
+                break name;
+            }
+        };
         warn!(signal = name, "stopped at once; what was under way is attempted again when its lease ends");
         std::process::exit(EXIT_ABORTED);
     });

@@ -40,6 +40,7 @@ async fn credits_and_debits_are_requested_to_the_letter() {
         ("GET", "/postback?user_id=user%201&value=100")
     );
     assert_eq!(arrivals[0].headers["webhook-id"], queue_id);
+    assert_eq!(arrivals[0].headers["webhook-event-id"], queue_id);
     assert_eq!(arrivals[0].headers["authorization"], "Bearer s3cret");
     assert_eq!(arrivals[0].headers["traceparent"], trace);
     assert_eq!(arrivals[1].uri, "/chargeback");
@@ -102,6 +103,14 @@ async fn after_the_last_retry_a_delivery_is_a_dead_letter_that_can_be_replayed()
     let delivered = service.api.delivery_in(replay.json()["queue_id"].as_str().unwrap(), "completed").await;
     assert_eq!(delivered["webhook_url"], dead["webhook_url"]);
     assert_eq!(service.api.get(&format!("/webhooks/{queue_id}")).await.json(), dead);
+
+    // asked again, it is not sent again
+    let again = service.api.post(&format!("/webhooks/{queue_id}/replay"), json!({})).await;
+    assert_eq!((again.status, &again.json()["queue_id"]), (200, &replay.json()["queue_id"]));
+    assert_eq!(receiver.count(), 8);
+    // and the event tells of both
+    let of_event = service.api.get(&format!("/webhooks?event_id={queue_id}")).await.json();
+    assert_eq!(of_event["items"].as_array().unwrap().len(), 2);
     service.stop().await;
 }
 
@@ -202,36 +211,105 @@ async fn no_more_of_a_response_is_read_than_is_kept() {
     service.stop().await;
 }
 
+/// A receiver that answers with these bytes, whatever HTTP says, and hangs up.
+async fn raw_receiver(answer: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    url
+}
+
 #[tokio::test]
 async fn hostile_receivers_are_news_about_the_receiver_and_nothing_more() {
     let service = TestService::start().await;
-    for (answer, expected) in [
-        (&b""[..], "the request failed"),
-        (b"garbage\r\n\r\n", "the request failed"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort", "the response broke off"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", "the response broke off"),
+    for (answer, status, expected) in [
+        (&b""[..], json!(null), "the request failed"),
+        (b"garbage\r\n\r\n", json!(null), "the request failed"),
+        (b"HTTP/1.1 500 Oops\r\ncontent-length: 100\r\n\r\nshort", json!(500), "the response broke off"),
+        (
+            b"HTTP/1.1 503 Oops\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            json!(503),
+            "the response broke off",
+        ),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                let _ = stream.write_all(answer).await;
-            }
-        });
-        let config = service.api.register(&url, json!({"max_retries": 0})).await;
+        let config = service.api.register(&raw_receiver(answer).await, json!({"max_retries": 0})).await;
         let queue_id = service.api.credit(config).await;
         let dead = service.api.delivery_in(&queue_id, "failed").await;
         let error = dead["attempts"][0]["error"].as_str().unwrap();
         assert!(error.starts_with(expected), "{error}");
         assert!(!error.contains("127.0.0.1:"), "{error}");
+        assert_eq!(dead["attempts"][0]["http_status"], status);
     }
     let config = service.api.register("http://127.0.0.1:1", json!({"max_retries": 0})).await;
     let queue_id = service.api.credit(config).await;
     let dead = service.api.delivery_in(&queue_id, "failed").await;
     assert!(dead["attempts"][0]["error"].as_str().unwrap().starts_with("cannot connect"), "{dead}");
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_success_whose_body_breaks_off_is_a_success_and_the_audit_tells() {
+    let service = TestService::start().await;
+    let receiver = raw_receiver(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort").await;
+    let config = service.api.register(&receiver, json!({})).await;
+    let queue_id = service.api.credit(config).await;
+
+    let delivery = service.api.delivery_in(&queue_id, "completed").await;
+
+    let attempt = &delivery["attempts"][0];
+    assert_eq!((&attempt["http_status"], &attempt["response_body"]), (&json!(200), &json!("short")));
+    assert!(attempt["error"].as_str().unwrap().starts_with("the response broke off"), "{attempt}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_never_answers_leaves_room_for_the_others() {
+    let (hung, good) = (TestReceiver::start().await, TestReceiver::start().await);
+    let few = [("WORKER_COUNT", "2"), ("WORKER_BATCH_SIZE", "20"), ("WORKER_POLL_INTERVAL", "1h")];
+    let service = TestService::start_with(Role::Serve, TestDatabase::new().await, &few).await;
+    hung.reply_always(Reply::status(200).after(Duration::from_hours(1)));
+    let mut stuck = Vec::new();
+    for _ in 0..3 {
+        stuck.push(service.api.register(&hung.url, json!({"timeout_ms": 300_000})).await);
+    }
+    for _ in 0..50 {
+        let batch: Vec<_> =
+            stuck.iter().map(|config| json!({"event_type": "+credit", "config_id": config})).collect();
+        assert_eq!(service.api.post("/webhooks/batch", json!(batch)).await.status, 200);
+    }
+    eventually("many requests hang", async || (hung.count() >= 20).then_some(())).await;
+
+    let config = service.api.register(&good.url, json!({})).await;
+    for _ in 0..100 {
+        let queue_id = service.api.credit(config).await;
+        service.api.delivery_in(&queue_id, "completed").await;
+    }
+
+    assert_eq!(good.count(), 100);
+    assert!(hung.count() < 40, "{} of 40 leases hang", hung.count());
+    // they still hang: the service is dropped, not drained
+}
+
+#[tokio::test]
+async fn a_backlog_of_one_endpoint_alone_is_drained_without_waiting_for_a_poll() {
+    let (receiver, database) = (TestReceiver::start().await, TestDatabase::new().await);
+    let api = TestService::start_with(Role::Api, database.clone(), &[]).await;
+    let config = api.api.register(&receiver.url, json!({})).await;
+    let batch = vec![json!({"event_type": "+credit", "config_id": config}); 900];
+    api.api.post("/webhooks/batch", json!(batch)).await;
+
+    let few = [("WORKER_COUNT", "2"), ("WORKER_BATCH_SIZE", "20"), ("WORKER_POLL_INTERVAL", "1h")];
+    let worker = TestService::start_with(Role::Worker, database, &few).await;
+    eventually("all arrive", async || (receiver.count() == 900).then_some(())).await;
+
+    worker.stop().await;
+    api.stop().await;
 }
 
 #[tokio::test]

@@ -9,8 +9,10 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 
+use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command};
+use crate::support::receiver::TestReceiver;
 
 #[tokio::test]
 async fn data_survives_a_stop_and_a_start() {
@@ -75,6 +77,28 @@ async fn the_server_of_a_crashed_process_is_adopted_with_its_data() {
     assert_eq!(server_pid(postgres.directory()), orphan);
     assert_eq!(fetch(&postgres, "select count(*)::int from webhook_configs").await, 1);
     assert!(postgres.stop().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_starts_its_server_again_when_that_dies_and_goes_on() {
+    let (scratch, receiver) = (Scratch::new("service"), TestReceiver::start().await);
+    let mut serve = command(&TestDatabase::empty().await, &["serve"]);
+    serve.env_remove("DATABASE_URL").env("DATA_DIR", &scratch.0);
+    let process = Process::start(serve);
+    let config = process.api().register(&receiver.url, json!({})).await;
+
+    kill("KILL", server_pid(&scratch.postgres()));
+
+    process.wait_for_log("started again");
+    let accepted = eventually("an event is accepted", async || {
+        let event = json!({"event_type": "+credit", "config_id": config});
+        let answer = process.api().post("/webhooks", event).await;
+        (answer.status == 201).then(|| answer.json()["queue_id"].as_str().unwrap().to_owned())
+    })
+    .await;
+    process.api().delivery_in(&accepted, "completed").await;
+    process.signal("TERM");
+    assert_eq!(process.wait(), Some(0));
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use webhook_processor::application::ports::{Claim, DeliveryQueue as _, Settled};
+use webhook_processor::application::shares::Rooms;
 use webhook_processor::domain::attempt::{Answer, AttemptOutcome};
 use webhook_processor::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery, WorkerId};
 use webhook_processor::domain::retry::Verdict;
@@ -17,7 +18,8 @@ use crate::support::service::TestService;
 
 fn claim(worker: usize, limit: usize) -> Claim {
     let worker_id = WorkerId::new("test", 1, 1, worker);
-    Claim { worker_id, limit, lease: Duration::from_mins(5), after: None, held: false }
+    let rooms = Rooms { share: limit, listed: vec![] };
+    Claim { worker_id, limit, lease: Duration::from_mins(5), after: None, rooms, held: false }
 }
 
 fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
@@ -28,7 +30,12 @@ fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
         config_id: delivery.config_id,
         number: delivery.attempt,
         times: AttemptTimes::Measured { started: now, ended: now },
-        outcome: AttemptOutcome::Answered(Answer { status: 200, body: "ok".into(), retry_after: None }),
+        outcome: AttemptOutcome::Answered(Answer {
+            status: 200,
+            body: "ok".into(),
+            retry_after: None,
+            broken_off: None,
+        }),
         verdict: Verdict::Completed,
     }
 }

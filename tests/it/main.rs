@@ -1,7 +1,5 @@
 //! Behaviour, tested through the front door: a real PostgreSQL, a database a test, and real receivers.
 
-#![expect(clippy::too_many_lines, reason = "a story is told in one go")]
-
 mod audit;
 mod cli;
 mod delivery;

@@ -54,6 +54,23 @@ async fn a_config_is_registered_shown_changed_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_url_that_grows_when_it_is_encoded_is_refused_and_spoils_nothing() {
+    let service = api_only().await;
+    let id = service.api.register("http://127.0.0.1:1", json!({})).await;
+    let long = json!({"postback_url": format!("http://127.0.0.1:1/?{}", "é".repeat(900))});
+
+    assert_eq!(service.api.patch(&format!("/api/webhooks/{id}"), long).await.fields(), ["postback_url"]);
+    // nor does a row that someone wrote by hand hide the others
+    let other = service.api.register("http://127.0.0.1:1", json!({})).await;
+    service.database.execute("update webhook_configs set postback_url = 'nonsense' where id = (select min(id) from webhook_configs)").await;
+    let listed = service.api.get("/api/webhooks").await.json();
+
+    assert_eq!(listed["items"].as_array().unwrap().len(), 1);
+    assert_eq!(listed["items"][0]["id"], other);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_config_that_cannot_work_is_refused_with_all_fields_at_fault() {
     let service = api_only().await;
     let body = json!({"name": "", "postback_url": "ftp://x/", "chargeback_url": "http://u:p@x.example/", "timeout_ms": 0, "max_retries": 7,
@@ -112,6 +129,7 @@ async fn lists_are_cut_into_pages_that_miss_and_repeat_nothing() {
         assert_eq!(seen, expected, "{path}");
     }
     for (filter, count) in [
+        ("event_id=no-such-event".into(), 0),
         (format!("config_id={}", configs[0]), 4),
         ("event_id=e3".into(), 1),
         ("event_type=%2Bcredit".into(), 7),
@@ -195,7 +213,10 @@ async fn health_and_metrics_tell_how_the_service_is() {
         let answer = service.api.get(path).await;
         assert_eq!((answer.status, &answer.json()["status"]), (200, &json!("ok")), "{path}");
     }
+    let made_up = reqwest::Method::from_bytes(b"MADEUP").unwrap();
+    assert_eq!(service.api.send(service.api.request(made_up, "/webhooks")).await.status, 405);
     let metrics = service.api.get("/metrics").await.text;
+    assert!(!metrics.contains("MADEUP"));
     for name in [
         "webhook_enqueued_total",
         "webhook_attempts_total{outcome=\"success\"}",

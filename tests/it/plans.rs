@@ -68,6 +68,9 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
         ("p_lease", "interval '5 min'"),
         ("p_after", "0::bigint"),
         ("p_held", "false"),
+        ("p_share", "50"),
+        ("p_config_ids", "(array[7]::bigint[])"),
+        ("p_rooms", "(array[0]::int[])"),
     ];
     for state in ["never analyzed", "analyzed"] {
         let plan = plan_of(&database, "webhook_claim", "WITH due", ";\nEND", &arguments).await;

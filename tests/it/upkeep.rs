@@ -121,6 +121,7 @@ async fn an_archive_is_dropped_with_its_statistics_once_its_whole_day_is_past_th
     repositories.coarsen_statistics().await.unwrap();
 
     assert_eq!(repositories.drop_archives(90 * DAY).await.unwrap(), 1);
+    repositories.forget_statistics().await.unwrap();
 
     assert_eq!(archive_days(&database).await[0], -90, "the next day is kept");
     let kept: Vec<String> = database.scalar("select array_agg(event_id) from webhook_queue").await;

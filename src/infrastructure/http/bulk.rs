@@ -71,6 +71,7 @@ pub struct BatchResult {
         (status = 200, body = BatchResults),
         (status = 400, description = "Not a JSON array", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "More than 1,000 events or 8 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Not an array", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "Neither of the two content types", body = Problem, content_type = "application/problem+json"),
     ))]
 pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
@@ -78,7 +79,7 @@ pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<R
     let trace = traceparent(&parts.headers);
     let mut results = Results::default();
     if has_media_type(&parts, "application/x-ndjson") {
-        let lines = Lines { body, buffer: BytesMut::new(), skipping: false, ended: false };
+        let lines = Lines { body, buffer: BytesMut::new(), searched: 0, skipping: false, ended: false };
         let accepted =
             lines.into_stream().map(|line| accept(&api, line, trace.clone())).buffered(STREAM_AHEAD);
         let mut accepted = pin!(accepted);
@@ -144,6 +145,8 @@ enum Line {
 struct Lines {
     body: Body,
     buffer: BytesMut,
+    /// How much of the buffer holds no end of a line.
+    searched: usize,
     /// Within a line that is too long already.
     skipping: bool,
     ended: bool,
@@ -164,7 +167,9 @@ impl Lines {
     /// The next line that is not blank.
     async fn next(&mut self) -> Result<Option<Line>, ApiError> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+            let end = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n');
+            if let Some(end) = end.map(|end| end + self.searched) {
+                self.searched = 0;
                 let line = self.buffer.split_to(end + 1);
                 if std::mem::take(&mut self.skipping) {
                     return Ok(Some(Line::TooLong));
@@ -178,6 +183,7 @@ impl Lines {
                 self.skipping = true;
                 self.buffer.clear();
             }
+            self.searched = self.buffer.len();
             if self.ended {
                 if self.buffer.is_empty() && !self.skipping {
                     return Ok(None);

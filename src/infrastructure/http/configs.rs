@@ -20,6 +20,9 @@ const TAG: &str = "configs";
 /// Register a config.
 #[utoipa::path(post, path = "/api/webhooks/register", tag = TAG, request_body = ConfigBody, responses(
     (status = 201, body = ConfigView),
+    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
+    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
     (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Result<Response, ApiError> {
@@ -29,6 +32,9 @@ pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Res
 /// Register a config (the same as `/api/webhooks/register`).
 #[utoipa::path(post, path = "/api/webhooks", tag = TAG, request_body = ConfigBody, responses(
     (status = 201, body = ConfigView),
+    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
+    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
     (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn register(
@@ -52,7 +58,10 @@ pub struct ListQuery {
 }
 
 /// List configs, oldest first.
-#[utoipa::path(get, path = "/api/webhooks", tag = TAG, params(ListQuery), responses((status = 200, body = Page<ConfigView>)))]
+#[utoipa::path(get, path = "/api/webhooks", tag = TAG, params(ListQuery), responses(
+    (status = 200, body = Page<ConfigView>),
+    (status = 422, description = "A parameter is at fault", body = Problem, content_type = "application/problem+json"),
+))]
 pub async fn list(
     State(api): State<Api>,
     ApiQuery(query): ApiQuery<ListQuery>,
@@ -100,6 +109,9 @@ pub async fn show(
 #[utoipa::path(patch, path = "/api/webhooks/{id}", tag = TAG, params(("id" = i64, Path)), request_body = ConfigBody, responses(
     (status = 200, body = ConfigView),
     (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
+    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
     (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn change(

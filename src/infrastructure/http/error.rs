@@ -1,6 +1,8 @@
 //! One error for the whole API, answered as `application/problem+json` (RFC 9457).
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -157,7 +159,9 @@ impl From<StoreError> for ApiError {
         let cause = anyhow::Error::new(error.clone());
         match error {
             StoreError::Unavailable(_) => {
-                warn!(error = format!("{cause:#}"), "the database is unavailable");
+                if is_first_of_this_second() {
+                    warn!(error = format!("{cause:#}"), "the database is unavailable");
+                }
                 Self::unavailable("the database is unavailable; try again")
             }
             StoreError::Unexpected(_) => {
@@ -168,13 +172,17 @@ impl From<StoreError> for ApiError {
     }
 }
 
+/// So that an outage under load does not fill the log, too.
+fn is_first_of_this_second() -> bool {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    LAST.swap(now, Ordering::Relaxed) != now
+}
+
 impl From<EnqueueError> for ApiError {
     fn from(error: EnqueueError) -> Self {
         match error {
-            EnqueueError::UnknownEndpoint(_) => {
-                let field = FieldProblem { field: "config_id".into(), message: error.to_string() };
-                Self { status: StatusCode::NOT_FOUND, detail: error.to_string(), errors: vec![field] }
-            }
+            EnqueueError::UnknownEndpoint(_) => Self::field("config_id", error.to_string()),
             EnqueueError::Invalid(invalid) => invalid.into(),
             EnqueueError::Overloaded => {
                 Self::unavailable("too many events are waiting to be stored; try again")

@@ -82,12 +82,26 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 fn without_position(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
-    match (message.strip_prefix("invalid type: "), message.rsplit_once(", expected ")) {
-        (Some(_), Some((_, expected))) => format!("must be {expected}"),
-        (None, Some((found, expected))) if found.starts_with("invalid value: ") => {
-            format!("must be {expected}")
+    match message.rsplit_once(", expected ") {
+        Some((found, expected))
+            if found.starts_with("invalid type: ") || found.starts_with("invalid value: ") =>
+        {
+            format!("must be {}", in_words(expected))
         }
         _ => message.to_owned(),
+    }
+}
+
+/// What serde calls a type, as a caller would.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "i64" => "a whole number",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        name if name.starts_with("struct ") => "an object",
+        plain => plain,
     }
 }
 

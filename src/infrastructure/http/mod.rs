@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -58,6 +58,7 @@ pub struct Api {
 pub struct Operations {
     database: Database,
     metrics: PrometheusHandle,
+    records: Arc<dyn DeliveryRecords>,
     backlog: Arc<BacklogSample>,
     ready_age_max: Duration,
 }
@@ -66,7 +67,13 @@ impl Operations {
     /// Health and metrics of this process and of its database.
     pub fn new(database: Database, metrics: PrometheusHandle, ready_age_max: Duration) -> Self {
         let records: Arc<dyn DeliveryRecords> = Arc::new(database.clone());
-        Self { database, metrics, backlog: Arc::new(BacklogSample::new(records)), ready_age_max }
+        Self {
+            database,
+            metrics,
+            backlog: Arc::new(BacklogSample::new(records.clone())),
+            records,
+            ready_age_max,
+        }
     }
 }
 
@@ -124,7 +131,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
-    let method = request.method().as_str().to_owned();
+    let method = method_label(request.method());
     let span = info_span!(
         "request",
         request_id = id.to_str().unwrap_or_default(),
@@ -139,6 +146,20 @@ async fn observe(mut request: Request, next: Next) -> Response {
         .record(started.elapsed());
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// A method as a label: callers may make names up, and each new one would be kept for ever.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
 }
 
 /// The caller's id if it is short and plain, else a new one.

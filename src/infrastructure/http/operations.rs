@@ -15,7 +15,7 @@ use super::Operations;
 use crate::application::ports::{Backlog, DeliveryRecords, StoreError};
 
 const TAG: &str = "operations";
-/// How old the backlog may be that health and metrics tell of, at least.
+/// How old the backlog may be that metrics tell of, at least.
 const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
 /// Reading it costs more the larger it is; it is read so seldom that this many times the cost lies in between.
 const BACKLOG_REST: u32 = 20;
@@ -124,10 +124,10 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
 async fn oldest_ready(operations: &Operations) -> CheckView {
     const NAME: &str = "oldest_ready_delivery";
     let limit = operations.ready_age_max;
-    match operations.backlog.recent().await {
+    match operations.records.oldest_ready_age().await {
         Err(_) => check(NAME, false, "cannot be read"),
-        Ok(Backlog { oldest_ready_age: None, .. }) => check(NAME, true, "nothing waits"),
-        Ok(Backlog { oldest_ready_age: Some(age), .. }) => {
+        Ok(None) => check(NAME, true, "nothing waits"),
+        Ok(Some(age)) => {
             let detail = format!("has waited {} ms; the limit is {} ms", age.as_millis(), limit.as_millis());
             check(NAME, age <= limit, detail)
         }
@@ -151,8 +151,9 @@ pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse 
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
             metrics::gauge!("webhook_queue_depth", "state" => state).set(depth as f64);
         }
-        metrics::gauge!("webhook_oldest_ready_age_seconds")
-            .set(backlog.oldest_ready_age.unwrap_or_default().as_secs_f64());
+    }
+    if let Ok(age) = operations.records.oldest_ready_age().await {
+        metrics::gauge!("webhook_oldest_ready_age_seconds").set(age.unwrap_or_default().as_secs_f64());
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], operations.metrics.render())
 }

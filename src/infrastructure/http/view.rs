@@ -36,8 +36,9 @@ pub struct EventBody {
     /// 0 (critical) to 3 (low); the config's where there is none.
     #[schema(example = 2)]
     priority: Option<i64>,
-    /// Do not deliver before this time.
-    scheduled_at: Option<DateTime<Utc>>,
+    /// Do not deliver before this time (RFC 3339).
+    #[schema(format = DateTime)]
+    scheduled_at: Option<String>,
     /// Your id for what led to the event; kept with the delivery. At most 255 characters.
     correlation_id: Option<String>,
 }

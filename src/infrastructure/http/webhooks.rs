@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -14,10 +13,11 @@ use super::Api;
 use super::error::{ApiError, Problem};
 use super::extract::{ApiJson, ApiPath, ApiQuery};
 use super::view::{DeliveryView, EventBody, Page, ReceiptView, StatisticsView};
+use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
-use crate::domain::event::{EventType, storable_time};
+use crate::domain::event::{EventType, parse_time};
 use crate::domain::invalid::{Faults, Invalid};
 
 const TAG: &str = "webhooks";
@@ -33,8 +33,8 @@ pub(super) const PAGE_MAX: i64 = 200;
     (status = 201, description = "Accepted", body = ReceiptView),
     (status = 200, description = "The same event was accepted before", body = ReceiptView),
     (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
-    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
+    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
     (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "It cannot be stored now; see Retry-After", body = Problem, content_type = "application/problem+json"),
 ))]
@@ -84,9 +84,9 @@ pub struct ListQuery {
     /// Of this event.
     event_id: Option<String>,
     /// Accepted at this time or later (RFC 3339).
-    from: Option<DateTime<Utc>>,
+    from: Option<String>,
     /// Accepted before this time (RFC 3339).
-    to: Option<DateTime<Utc>>,
+    to: Option<String>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
     /// Items of a page: 1 to 200, 50 if not given.
@@ -112,8 +112,8 @@ impl ListQuery {
                 };
                 faults.note(plain)
             }),
-            from: self.from.and_then(|time| faults.note(storable_time("from", time))),
-            to: self.to.and_then(|time| faults.note(storable_time("to", time))),
+            from: self.from.and_then(|text| faults.note(parse_time("from", &text))),
+            to: self.to.and_then(|text| faults.note(parse_time("to", &text))),
             before: self.cursor.and_then(|text| {
                 let parsed = text.parse::<QueueId>();
                 faults
@@ -212,8 +212,11 @@ pub async fn cancel(
 }
 
 /// Send a terminal delivery again, as a new one that refers to it.
+///
+/// A delivery is replayed once, however often this is asked; to send it a third time, replay the replay.
 #[utoipa::path(post, path = "/webhooks/{queue_id}/replay", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
     (status = 201, description = "The new delivery", body = DeliveryView),
+    (status = 200, description = "It had been replayed before, as this delivery", body = DeliveryView),
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It is still open, or its config was deleted", body = Problem, content_type = "application/problem+json"),
 ))]
@@ -221,7 +224,10 @@ pub async fn replay(
     State(api): State<Api>,
     ApiPath(queue_id): ApiPath<QueueId>,
 ) -> Result<Response, ApiError> {
-    let delivery = api.deliveries.replay(queue_id).await?;
+    let (status, delivery) = match api.deliveries.replay(queue_id).await? {
+        Replay::New(delivery) => (StatusCode::CREATED, delivery),
+        Replay::Before(delivery) => (StatusCode::OK, delivery),
+    };
     let location = [(header::LOCATION, format!("/webhooks/{}", delivery.queue_id))];
-    Ok((StatusCode::CREATED, location, Json(DeliveryView::from(delivery))).into_response())
+    Ok((status, location, Json(DeliveryView::from(delivery))).into_response())
 }

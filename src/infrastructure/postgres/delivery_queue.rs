@@ -19,7 +19,7 @@ impl DeliveryQueue for Database {
     async fn enqueue(&self, deliveries: &[NewDelivery]) -> Result<Vec<Stored>, StoreError> {
         // sorted, so that two enqueues that meet at the same events never wait for each other in a circle
         let mut sorted: Vec<&NewDelivery> = deliveries.iter().collect();
-        sorted.sort_unstable_by_key(|d| (d.config_id, d.event_type, &d.event_id));
+        sorted.sort_unstable_by_key(|d| (d.config_id, d.event_type, d.replay_of, &d.event_id));
         let refused = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
         let refused: HashMap<Uuid, Option<Uuid>> = refused.into_iter().collect();
         let stored = deliveries.iter().map(|delivery| match refused.get(&delivery.queue_id.get()) {
@@ -32,19 +32,28 @@ impl DeliveryQueue for Database {
 
     async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError> {
         let limit = i32::try_from(claim.limit).unwrap_or(i32::MAX);
+        let (listed, rooms): (Vec<i64>, Vec<i32>) = claim
+            .rooms
+            .listed
+            .iter()
+            .map(|(endpoint, room)| (endpoint.get(), i32::try_from(*room).unwrap_or(i32::MAX)))
+            .unzip();
         let rows = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
             r#"-- queue.claim
             select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
                    event_type as "event_type!", event_id as "event_id!", webhook_url as "webhook_url!",
                    correlation_id, traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
                    locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!"
-            from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5)"#,
+            from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5, $6, $7, $8)"#,
             claim.worker_id.as_str(),
             limit,
             // the operator takes a double; a lease is exact in it
             claim.lease.as_secs_f64() * 1e6,
             claim.after.map_or(0, EndpointId::get),
             claim.held,
+            i32::try_from(claim.rooms.share).unwrap_or(i32::MAX),
+            &listed,
+            &rooms,
         )
         .fetch_all(&mut *connection))?;
         let claimed_at = Instant::now();
@@ -159,10 +168,10 @@ async fn settle_all(
         };
         groups.entry((attempt.number, ending)).or_default().push(attempt);
     }
-    let gone: Vec<i64> = attempts
+    let gone: Vec<(Uuid, i64)> = attempts
         .iter()
         .filter(|attempt| attempt.verdict == Verdict::DeadLetter(DeadLetterReason::EndpointGone))
-        .map(|attempt| attempt.config_id.get())
+        .map(|attempt| (attempt.queue_id.get(), attempt.config_id.get()))
         .collect();
 
     // most batches are one statement, which is a transaction by itself
@@ -175,11 +184,15 @@ async fn settle_all(
     for ((number, ending), group) in groups {
         written.extend(settle_group(&mut transaction, number, ending, group).await?);
     }
+    // an attempt that lost its lease has no say any more
+    let gone: Vec<i64> =
+        gone.into_iter().filter(|(queue_id, _)| written.contains(queue_id)).map(|(_, id)| id).collect();
     if !gone.is_empty() {
         sqlx::query!(
             "-- queue.disable_gone_endpoints
             update webhook_configs
-            set enabled = false, disabled_reason = $2, updated_at = now()
+            set enabled = false, disabled_reason = $2,
+                updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
             where id = any($1) and enabled",
             &gone,
             DeadLetterReason::EndpointGone.as_str(),

@@ -29,6 +29,7 @@ impl DeliveryRecords for Database {
     }
 
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError> {
+        let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
         let mut query = list_query(filter, limit);
         let rows: Vec<DeliveryRow> = within!(self.requests, SCAN_LIMIT, |connection| query
             .build_query_as()
@@ -64,7 +65,8 @@ impl DeliveryRecords for Database {
     async fn statistics(&self, scope: &StatisticsScope) -> Result<Statistics, StoreError> {
         let config_id = scope.config_id.map(EndpointId::get);
         let window = scope.window.map(|window| window.as_secs_f64());
-        let (facts, backlog) = tokio::try_join!(
+        let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
+        let (facts, oldest_ready_age) = tokio::try_join!(
             async {
                 within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
                     r#"-- records.statistics
@@ -76,11 +78,11 @@ impl DeliveryRecords for Database {
                 )
                 .fetch_all(&mut *connection))
             },
-            self.backlog_of(scope.config_id),
+            self.oldest_ready_age_of(scope.config_id),
         )?;
         let mut statistics = Statistics {
             from: facts.first().and_then(|fact| fact.counted_from),
-            oldest_ready_age_ms: backlog.oldest_ready_age.map(millis),
+            oldest_ready_age_ms: oldest_ready_age.map(millis),
             ..Statistics::default()
         };
         let mut durations = DurationCounts::default();
@@ -116,7 +118,23 @@ impl DeliveryRecords for Database {
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
-        self.backlog_of(None).await
+        let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
+        let row = within!(self.requests, SCAN_LIMIT, |connection| {
+            sqlx::query!(
+            r#"-- records.backlog
+            select ready as "ready!", scheduled as "scheduled!", processing as "processing!" from webhook_backlog()"#
+        )
+        .fetch_one(&mut *connection)
+        })?;
+        Ok(Backlog {
+            ready: row.ready.unsigned_abs(),
+            scheduled: row.scheduled.unsigned_abs(),
+            processing: row.processing.unsigned_abs(),
+        })
+    }
+
+    async fn oldest_ready_age(&self) -> Result<Option<Duration>, StoreError> {
+        self.oldest_ready_age_of(None).await
     }
 }
 
@@ -131,20 +149,17 @@ impl Database {
         .fetch_one(&mut *connection))
     }
 
-    async fn backlog_of(&self, config_id: Option<EndpointId>) -> Result<Backlog, StoreError> {
-        let row = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
-            r#"-- records.backlog
-            select ready as "ready!", scheduled as "scheduled!", processing as "processing!", oldest_ready_us
-            from webhook_backlog($1)"#,
+    async fn oldest_ready_age_of(
+        &self,
+        config_id: Option<EndpointId>,
+    ) -> Result<Option<Duration>, StoreError> {
+        let age = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+            "-- records.oldest_ready_age
+            select webhook_oldest_ready_us($1)",
             config_id.map(EndpointId::get),
         )
         .fetch_one(&mut *connection))?;
-        Ok(Backlog {
-            ready: row.ready.unsigned_abs(),
-            scheduled: row.scheduled.unsigned_abs(),
-            processing: row.processing.unsigned_abs(),
-            oldest_ready_age: row.oldest_ready_us.map(from_micros),
-        })
+        Ok(age.map(from_micros))
     }
 }
 
@@ -172,7 +187,10 @@ fn list_query(filter: &DeliveryFilter, limit: usize) -> QueryBuilder<Postgres> {
         query.push(" and event_type = ").push_bind(event_type.as_str());
     }
     if let Some(event_id) = &filter.event_id {
-        query.push(" and event_id = ").push_bind(event_id.clone());
+        query
+            .push(" and queue_id = any(array(select webhook_deliveries_of_event(")
+            .push_bind(event_id.clone())
+            .push(")))");
     }
     if let Some(from) = filter.from {
         query.push(" and created_at >= ").push_bind(from);

@@ -6,11 +6,14 @@ mod endpoints;
 mod notifications;
 mod upkeep;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::ConnectOptions as _;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Executor as _, PgConnection, Postgres};
+use tokio::sync::Semaphore;
 
 pub use notifications::{announce_ready, listen_for_ready, tell_ready};
 
@@ -19,8 +22,10 @@ use crate::application::ports::StoreError;
 /// The schema, in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// Connections of the engine: two claims, one writer at each end, promotion, announcements, upkeep, and one to spare.
-const ENGINE_CONNECTIONS: u32 = 8;
+/// Connections of the engine: two claims, one writer at each end, promotion, announcements, upkeep, four look-ups.
+const ENGINE_CONNECTIONS: u32 = 11;
+/// How many lists and counts are read at a time; more wait, and leave connections to other requests.
+const SCANS_AT_ONCE: usize = 3;
 /// How long to wait for a connection.
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(1);
 /// How long a statement of the hot path may take before its connection is given up.
@@ -36,19 +41,25 @@ pub struct Database {
     requests: PgPool,
     engine: PgPool,
     options: PgConnectOptions,
+    scans: Arc<Semaphore>,
 }
 
 impl Database {
     /// Prepares pools; connections are made when they are needed, so this does not fail where the database is away.
     pub fn new(options: PgConnectOptions, request_connections: u32) -> Self {
         let options = options.application_name("webhook-processor").disable_statement_logging();
-        let pool = |connections| {
-            PgPoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(ACQUIRE_LIMIT)
-                .connect_lazy_with(options.clone())
-        };
-        Self { requests: pool(request_connections), engine: pool(ENGINE_CONNECTIONS), options }
+        let pool =
+            |connections| PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_LIMIT);
+        // a caller who has gone leaves a scan behind, which the server ends then
+        let requests = pool(request_connections).after_connect(|connection, _| {
+            Box::pin(async { connection.execute("set statement_timeout = '35s'").await.map(drop) })
+        });
+        Self {
+            requests: requests.connect_lazy_with(options.clone()),
+            engine: pool(ENGINE_CONNECTIONS).connect_lazy_with(options.clone()),
+            options,
+            scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)),
+        }
     }
 
     /// Brings the schema up to date. Safe to call from several processes at once.
@@ -61,7 +72,7 @@ impl Database {
     /// Whether the schema is as new as this program needs it. Fails where the database does not answer.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max();
-        let applied: Option<i64> = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_scalar(
+        let applied: Option<i64> = within!(self.engine, REQUEST_LIMIT, |connection| sqlx::query_scalar(
             "-- database.version\nselect max(version) from _sqlx_migrations where success"
         )
         .fetch_one(&mut *connection))
@@ -82,23 +93,55 @@ impl Database {
     }
 }
 
-/// Runs one statement, or a few, on a connection of a pool within a time limit. A connection that does not answer in
-/// time is closed, not given back: its state is unknown.
+/// Runs one statement, or a few, on a connection of a pool within a time limit. A connection on which they did not come
+/// to their end, because time ran out or nobody waits for them any more, is closed, not given back: it is still busy.
 macro_rules! within {
     ($pool:expr, $limit:expr, |$connection:ident| $work:expr) => {
         match $pool.acquire().await {
             Err(error) => Err($crate::infrastructure::postgres::store_error(error)),
-            Ok(mut $connection) => match tokio::time::timeout($limit, $work).await {
-                Ok(result) => result.map_err($crate::infrastructure::postgres::store_error),
-                Err(_) => {
-                    $connection.close_on_drop();
-                    Err($crate::infrastructure::postgres::no_answer())
+            Ok(connection) => {
+                let mut $connection =
+                    $crate::infrastructure::postgres::Guarded { connection, finished: false };
+                match tokio::time::timeout($limit, $work).await {
+                    Ok(result) => {
+                        $connection.finished = true;
+                        result.map_err($crate::infrastructure::postgres::store_error)
+                    }
+                    Err(_) => Err($crate::infrastructure::postgres::no_answer()),
                 }
-            },
+            }
         }
     };
 }
 use within;
+
+/// A connection in use.
+struct Guarded {
+    connection: PoolConnection<Postgres>,
+    finished: bool,
+}
+
+impl Deref for Guarded {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Guarded {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.connection.close_on_drop();
+        }
+    }
+}
 
 /// What an error of the driver means for the application.
 fn store_error(error: sqlx::Error) -> StoreError {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -16,6 +16,8 @@ use crate::application::wakeup::Wakeup;
 const CHANNEL: &str = "webhook_ready";
 /// The shortest time between two announcements of a process: NOTIFY takes a lock of the whole cluster at commit.
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(50);
+/// How long nothing may come before a listener asks whether its connection still lives.
+const QUIET_MAX: Duration = Duration::from_secs(30);
 /// The wait before a listener connects again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
@@ -74,8 +76,16 @@ async fn listen_until_lost(options: &PgConnectOptions, wakeup: &Wakeup) -> sqlx:
     listener.listen(CHANNEL).await?;
     // what was announced while nobody listened
     wakeup.wake_worker();
-    while listener.try_recv().await?.is_some() {
-        wakeup.wake_worker();
+    loop {
+        match timeout(QUIET_MAX, listener.try_recv()).await {
+            Ok(Ok(Some(_))) => wakeup.wake_worker(),
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(error)) => return Err(error),
+            // a connection may be dead without a sign: to listen once more is a question that must be answered
+            Err(_) => match timeout(REQUEST_LIMIT, listener.listen(CHANNEL)).await {
+                Ok(answered) => answered?,
+                Err(_) => return Ok(()),
+            },
+        }
     }
-    Ok(())
 }

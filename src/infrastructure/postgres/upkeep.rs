@@ -53,6 +53,15 @@ impl Upkeep for Database {
         Ok(u64::from(dropped.unsigned_abs()))
     }
 
+    async fn forget_statistics(&self) -> Result<u64, StoreError> {
+        let forgotten = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+            r#"-- upkeep.forget_statistics
+            select webhook_forget_statistics() as "forgotten!""#
+        )
+        .fetch_one(&mut *connection))?;
+        Ok(forgotten.unsigned_abs())
+    }
+
     async fn forget_events(&self, retention: Duration) -> Result<u64, StoreError> {
         let mut total = 0;
         loop {

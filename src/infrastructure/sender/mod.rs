@@ -23,6 +23,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(15);
 /// How long connecting may take, within the limit of the attempt.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// The longest error that is kept: a receiver has a say in some, such as those about its certificate.
+const ERROR_CHARS_MAX: usize = 500;
+
 /// How requests are made.
 #[derive(Debug, Clone)]
 pub struct SenderSettings {
@@ -82,20 +85,29 @@ impl HttpSender {
             .map_err(|error| describe(error, limit))?;
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
-        let body = self.start_of_body(response).await.map_err(|error| describe(error, limit))?;
-        Ok(Answer { status, body, retry_after })
+        let (body, broken_off) = self.start_of_body(response).await;
+        let broken_off = broken_off.map(|error| describe(error, limit));
+        Ok(Answer { status, body, retry_after, broken_off })
     }
 
-    /// Reads no more than is kept. Text that PostgreSQL cannot store is replaced.
-    async fn start_of_body(&self, mut response: Response) -> reqwest::Result<String> {
-        let mut body = Vec::new();
-        while body.len() < self.settings.response_bytes_max
-            && let Some(chunk) = response.chunk().await?
-        {
-            let room = self.settings.response_bytes_max - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    /// Reads no more than is kept; answers what came, and the error that ended it. Text that PostgreSQL cannot store is
+    /// replaced.
+    async fn start_of_body(&self, mut response: Response) -> (String, Option<reqwest::Error>) {
+        let (mut body, mut broken_off) = (Vec::new(), None);
+        while body.len() < self.settings.response_bytes_max {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    let room = self.settings.response_bytes_max - body.len();
+                    body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    broken_off = Some(error);
+                    break;
+                }
+            }
         }
-        Ok(String::from_utf8_lossy(&body).replace('\0', "\u{FFFD}"))
+        (String::from_utf8_lossy(&body).replace('\0', "\u{FFFD}"), broken_off)
     }
 }
 
@@ -105,12 +117,12 @@ impl Sender for HttpSender {
         let limit = endpoint.settings.timeout.min(self.settings.timeout);
         match self.get(delivery, endpoint, limit).await {
             Ok(answer) => AttemptOutcome::Answered(answer),
-            Err(error) => AttemptOutcome::Unanswered { error },
+            Err(error) => AttemptOutcome::Unanswered { error: error.chars().take(ERROR_CHARS_MAX).collect() },
         }
     }
 }
 
-/// The endpoint's own headers, the delivery's id, and the trace that it belongs to.
+/// The endpoint's own headers, the ids of delivery and event, and the trace that it belongs to.
 fn headers(delivery: &LeasedDelivery, endpoint: &Endpoint) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in endpoint.settings.headers.iter() {
@@ -121,6 +133,9 @@ fn headers(delivery: &LeasedDelivery, endpoint: &Endpoint) -> HeaderMap {
     }
     let id = delivery.queue_id.to_string();
     headers.insert("webhook-id", HeaderValue::try_from(id).expect("a UUID is a header value"));
+    if let Ok(event_id) = HeaderValue::try_from(&delivery.event_id) {
+        headers.insert("webhook-event-id", event_id);
+    }
     if let Some(trace) = delivery.traceparent.as_deref().and_then(|text| HeaderValue::try_from(text).ok()) {
         headers.insert("traceparent", trace);
     }

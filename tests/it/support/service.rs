@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use webhook_processor::infrastructure::service::{ReadyDatabase, Role, run_on};
+use webhook_processor::infrastructure::service::{Patience, ReadyDatabase, Role, run_on};
 use webhook_processor::infrastructure::settings::Settings;
 use webhook_processor::infrastructure::telemetry;
 
@@ -125,7 +125,7 @@ impl TestService {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let api = ApiClient::new(format!("http://{}", listener.local_addr().unwrap()));
         let stop = CancellationToken::new();
-        let ready = ReadyDatabase::prepare(&settings, &stop).await.unwrap();
+        let ready = ReadyDatabase::prepare(&settings, &stop, Patience::None).await.unwrap();
         let running = tokio::spawn({
             let (settings, stop) = (settings.clone(), stop.clone());
             async move {

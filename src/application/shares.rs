@@ -1,0 +1,168 @@
+//! What one endpoint may hold of a process's leases: at most half of what the others leave.
+//!
+//! So an endpoint that never answers cannot take all, nor can two of them, or three; there is always room for the next
+//! one. An endpoint alone has half of the leases, which is plenty for one that answers.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::domain::endpoint::EndpointId;
+
+/// An endpoint that was held back is claimed from again once it has this much room, so that claims stay large.
+const ROOM_WORTH_A_CLAIM: usize = 20;
+
+/// How much may be taken from endpoints by one claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rooms {
+    /// From each that is not listed.
+    pub share: usize,
+    /// From those that hold so much already that it is less.
+    pub listed: Vec<(EndpointId, usize)>,
+}
+
+/// Counts the leases of a process by endpoint.
+#[derive(Debug)]
+pub struct Shares {
+    leases_max: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    total: usize,
+    by_endpoint: HashMap<EndpointId, usize>,
+    /// Endpoints from which the last claims took less than they might have.
+    held_back: HashSet<EndpointId>,
+}
+
+impl Shares {
+    /// Nothing is held of `leases_max` leases.
+    pub fn new(leases_max: usize) -> Self {
+        Self { leases_max, held: Mutex::default() }
+    }
+
+    /// What a claim of at most `limit` may take.
+    pub fn rooms(&self, limit: usize) -> Rooms {
+        let mut held = self.held();
+        let share = held.room(self.leases_max, 0).clamp(1, limit);
+        let mut listed = Vec::new();
+        for (&endpoint, &count) in &held.by_endpoint {
+            let room = held.room(self.leases_max, count);
+            if room < share {
+                listed.push((endpoint, room));
+            }
+        }
+        held.held_back.extend(listed.iter().map(|(endpoint, _)| *endpoint));
+        Rooms { share, listed }
+    }
+
+    /// A lease on a delivery to this endpoint was taken.
+    pub fn take(&self, endpoint: EndpointId) {
+        let mut held = self.held();
+        held.total += 1;
+        *held.by_endpoint.entry(endpoint).or_default() += 1;
+    }
+
+    /// A lease was given back. Answers whether the endpoint had been held back and is worth a claim now.
+    pub fn give_back(&self, endpoint: EndpointId) -> bool {
+        let mut held = self.held();
+        held.total -= 1;
+        let count = held.by_endpoint.get_mut(&endpoint).expect("what is given back was taken");
+        *count -= 1;
+        let count = *count;
+        if count == 0 {
+            held.by_endpoint.remove(&endpoint);
+        }
+        let worth_a_claim = count == 0 || held.room(self.leases_max, count) >= ROOM_WORTH_A_CLAIM;
+        worth_a_claim && held.held_back.remove(&endpoint)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // a panic elsewhere leaves plain counts behind
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    /// How many more an endpoint may take that holds `count`.
+    fn room(&self, leases_max: usize, count: usize) -> usize {
+        let left_by_others = leases_max.saturating_sub(self.total - count);
+        left_by_others.div_ceil(2).saturating_sub(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn endpoint(number: i64) -> EndpointId {
+        EndpointId::from_stored(number)
+    }
+
+    /// Takes for an endpoint as much as single claims of 50 give it.
+    fn take_all(shares: &Shares, number: i64) -> usize {
+        let mut taken = 0;
+        loop {
+            let rooms = shares.rooms(50);
+            let listed = rooms.listed.iter().find(|(id, _)| *id == endpoint(number));
+            let room = listed.map_or(rooms.share, |(_, room)| *room);
+            if room == 0 {
+                return taken;
+            }
+            (0..room).for_each(|_| shares.take(endpoint(number)));
+            taken += room;
+        }
+    }
+
+    #[test]
+    fn each_endpoint_that_hangs_leaves_half_to_the_next() {
+        let shares = Shares::new(500);
+        let taken: Vec<_> = (1..=4).map(|number| take_all(&shares, number)).collect();
+        assert!(taken[0] >= 250 && taken[0] < 300, "{taken:?}");
+        assert!(taken[3] >= 10, "{taken:?}");
+        assert!(taken.iter().sum::<usize>() < 500, "{taken:?}");
+    }
+
+    #[test]
+    fn an_endpoint_that_was_held_back_is_worth_a_claim_once_it_has_room() {
+        let shares = Shares::new(100);
+        let taken = take_all(&shares, 1);
+        let given_back = (0..taken).position(|_| shares.give_back(endpoint(1))).unwrap();
+        assert!((10..taken).contains(&given_back), "{given_back} of {taken}");
+        assert!(!shares.give_back(endpoint(1)), "it is told once");
+    }
+
+    #[test]
+    fn a_single_lease_can_be_used() {
+        let shares = Shares::new(1);
+        assert_eq!(shares.rooms(1), Rooms { share: 1, listed: vec![] });
+        shares.take(endpoint(1));
+        assert_eq!(shares.rooms(1).listed, [(endpoint(1), 0)]);
+        assert!(shares.give_back(endpoint(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_held_is_counted_right(steps in prop::collection::vec((any::<bool>(), 1_i64..5), 1..200)) {
+            let shares = Shares::new(50);
+            let mut model: HashMap<i64, usize> = HashMap::new();
+            for (take, number) in steps {
+                let count = model.entry(number).or_default();
+                if take {
+                    shares.take(endpoint(number));
+                    *count += 1;
+                } else if *count > 0 {
+                    shares.give_back(endpoint(number));
+                    *count -= 1;
+                }
+            }
+            let held = shares.held();
+            prop_assert_eq!(held.total, model.values().sum::<usize>());
+            for (number, count) in model {
+                prop_assert_eq!(held.by_endpoint.get(&endpoint(number)).copied().unwrap_or_default(), count);
+            }
+        }
+    }
+}
