@@ -306,8 +306,7 @@ fn check_answer(heading: &str, rows: &[Value], story: &Story) {
         "How did the success rate of config 1 change from hour to hour?" => {
             let sum = |name: &str| rows.iter().map(|row| row[name].as_i64().unwrap()).sum::<i64>();
             assert_eq!((sum("completed"), sum("failed")), (4, 0));
-            let mut percents = rows.iter().map(|row| row["success_percent"].to_string());
-            assert!(percents.all(|percent| percent == "100.00"), "{rows:?}");
+            assert!(rows.iter().all(|row| row["success_percent"] == 100.0), "{rows:?}");
         }
         "What was replayed, and what became of it?" => {
             let expected = json!([[story.dead_but_replayed, "failed", story.replay, "completed"]]);
