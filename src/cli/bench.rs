@@ -21,14 +21,18 @@ use uuid::Uuid;
 use super::output::{print_json, progress, say, table};
 use crate::application::deliver::Deliver;
 use crate::application::directory::EndpointDirectory;
-use crate::application::ports::{DeliveryQueue as _, Sender, Upkeep as _};
+use crate::application::ports::{Claim, DeliveryQueue as _, Sender, Upkeep as _};
+use crate::application::shares::Rooms;
 use crate::application::wakeup::Wakeup;
 use crate::application::worker_pool::WorkerPool;
 use crate::domain::address::AddressPolicy;
 use crate::domain::attempt::{Answer, AttemptOutcome};
-use crate::domain::delivery::{Lease, LeasedDelivery, NewDelivery, QueueId, WorkerId};
+use crate::domain::delivery::{
+    AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, NewDelivery, QueueId, WorkerId,
+};
 use crate::domain::endpoint::{Endpoint, EndpointParts};
 use crate::domain::event::{Event, EventParts, EventType};
+use crate::domain::retry::Verdict;
 use crate::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use crate::infrastructure::postgres::Database;
 use crate::infrastructure::sender::{HttpSender, SenderSettings};
@@ -133,9 +137,9 @@ impl Bench {
         for _ in 0..args.rounds {
             http.push(self.http_only(args.deliveries).await?);
             bar.inc(1);
-            sql.push(self.drain(args.deliveries, Arc::new(NoSender)).await?);
+            sql.push(self.sql_only(args.deliveries).await?);
             bar.inc(1);
-            drain.push(self.drain(args.deliveries, Arc::new(self.sender()?)).await?);
+            drain.push(self.drain(args.deliveries).await?);
             bar.inc(1);
             let (rate, mut latencies) = self.enqueue(args.deliveries / 4, args.connections).await?;
             enqueue.push(rate);
@@ -230,13 +234,48 @@ impl Bench {
             .expect("the endpoint has the URL")
     }
 
-    /// Fills the queue, then lets workers empty it.
-    async fn drain(&self, deliveries: usize, sender: Arc<dyn Sender>) -> anyhow::Result<f64> {
+    async fn fill(&self, deliveries: usize) -> anyhow::Result<()> {
         for begin in (0..deliveries).step_by(PREPARE_BATCH) {
             let batch: Vec<_> =
                 (begin..deliveries.min(begin + PREPARE_BATCH)).map(|_| self.new_delivery()).collect();
             self.database.enqueue(&batch).await?;
         }
+        Ok(())
+    }
+
+    /// The queue alone: as many claimers as there are workers, each settling what it has claimed.
+    async fn sql_only(&self, deliveries: usize) -> anyhow::Result<f64> {
+        self.fill(deliveries).await?;
+        let begun = Instant::now();
+        let claimers = (1..=self.settings.workers.count).map(|number| async move {
+            let limit = self.settings.workers.batch_size;
+            let claim = Claim {
+                worker_id: WorkerId::new("bench", 0, 0, number),
+                limit,
+                lease: self.settings.workers.lease,
+                after: None,
+                rooms: Rooms { share: limit, listed: vec![] },
+                held: false,
+            };
+            loop {
+                let claimed = self.database.claim(&claim).await?;
+                if claimed.is_empty() {
+                    return anyhow::Ok(());
+                }
+                let delivered: Vec<_> = claimed.into_iter().map(delivered).collect();
+                self.database.settle(&delivered).await?;
+            }
+        });
+        for claimer in futures_util::future::join_all(claimers).await {
+            claimer?;
+        }
+        Ok(rate(deliveries, begun))
+    }
+
+    /// Fills the queue, then lets workers empty it.
+    async fn drain(&self, deliveries: usize) -> anyhow::Result<f64> {
+        self.fill(deliveries).await?;
+        let sender = self.sender()?;
         let store = Arc::new(self.database.clone());
         let stop = CancellationToken::new();
         let sender = Arc::new(StopAfter { sender, left: AtomicUsize::new(deliveries), stop: stop.clone() });
@@ -275,6 +314,24 @@ impl Bench {
     }
 }
 
+/// What a worker would settle had the receiver answered at once.
+fn delivered(delivery: LeasedDelivery) -> FinishedAttempt {
+    FinishedAttempt {
+        queue_id: delivery.queue_id,
+        lease: delivery.lease,
+        config_id: delivery.config_id,
+        number: delivery.attempt,
+        times: AttemptTimes::Measured { started: delivery.claimed_at, ended: Instant::now() },
+        outcome: AttemptOutcome::Answered(Answer {
+            status: 200,
+            body: "ok".into(),
+            retry_after: None,
+            broken_off: None,
+        }),
+        verdict: Verdict::Completed,
+    }
+}
+
 fn rate(count: usize, since: Instant) -> f64 {
     let count = u32::try_from(count).unwrap_or(u32::MAX);
     f64::from(count) / since.elapsed().as_secs_f64()
@@ -287,7 +344,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Stops the workers once the last delivery is sent.
 struct StopAfter {
-    sender: Arc<dyn Sender>,
+    sender: HttpSender,
     left: AtomicUsize,
     stop: CancellationToken,
 }
@@ -300,21 +357,6 @@ impl Sender for StopAfter {
             self.stop.cancel();
         }
         outcome
-    }
-}
-
-/// Answers at once, without a request: what is left is the queue.
-struct NoSender;
-
-#[async_trait]
-impl Sender for NoSender {
-    async fn send(&self, _: &LeasedDelivery, _: &Endpoint) -> AttemptOutcome {
-        AttemptOutcome::Answered(Answer {
-            status: 200,
-            body: "ok".into(),
-            retry_after: None,
-            broken_off: None,
-        })
     }
 }
 
