@@ -20,6 +20,13 @@ pub struct Rooms {
     pub listed: Vec<(EndpointId, usize)>,
 }
 
+impl Rooms {
+    fn of(&self, endpoint: EndpointId) -> usize {
+        let listed = self.listed.iter().find(|(listed, _)| *listed == endpoint);
+        listed.map_or(self.share, |(_, room)| *room)
+    }
+}
+
 /// Counts the leases of a process by endpoint.
 #[derive(Debug)]
 pub struct Shares {
@@ -31,7 +38,7 @@ pub struct Shares {
 struct Held {
     total: usize,
     by_endpoint: HashMap<EndpointId, usize>,
-    /// Endpoints from which the last claims took less than they might have.
+    /// Endpoints that may have more waiting than they were given room for.
     held_back: HashSet<EndpointId>,
 }
 
@@ -52,15 +59,25 @@ impl Shares {
                 listed.push((endpoint, room));
             }
         }
-        held.held_back.extend(listed.iter().map(|(endpoint, _)| *endpoint));
+        // nobody looks at all whether more waits for these
+        held.held_back.extend(listed.iter().filter(|(_, room)| *room == 0).map(|(endpoint, _)| *endpoint));
         Rooms { share, listed }
     }
 
-    /// A lease on a delivery to this endpoint was taken.
-    pub fn take(&self, endpoint: EndpointId) {
+    /// Leases on deliveries to these endpoints were taken, within `rooms`.
+    pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = EndpointId>) {
+        let mut taken: HashMap<EndpointId, usize> = HashMap::new();
+        for endpoint in endpoints {
+            *taken.entry(endpoint).or_default() += 1;
+        }
         let mut held = self.held();
-        held.total += 1;
-        *held.by_endpoint.entry(endpoint).or_default() += 1;
+        for (endpoint, count) in taken {
+            held.total += count;
+            *held.by_endpoint.entry(endpoint).or_default() += count;
+            if count >= rooms.of(endpoint) {
+                held.held_back.insert(endpoint);
+            }
+        }
     }
 
     /// A lease was given back. Answers whether the endpoint had been held back and is worth a claim now.
@@ -106,12 +123,11 @@ mod tests {
         let mut taken = 0;
         loop {
             let rooms = shares.rooms(50);
-            let listed = rooms.listed.iter().find(|(id, _)| *id == endpoint(number));
-            let room = listed.map_or(rooms.share, |(_, room)| *room);
+            let room = rooms.of(endpoint(number));
             if room == 0 {
                 return taken;
             }
-            (0..room).for_each(|_| shares.take(endpoint(number)));
+            shares.take(&rooms, vec![endpoint(number); room]);
             taken += room;
         }
     }
@@ -135,10 +151,25 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_with_more_waiting_than_its_share_is_worth_a_claim_when_that_has_ended() {
+        let shares = Shares::new(100);
+        take_all(&shares, 1);
+        take_all(&shares, 2);
+        let rooms = shares.rooms(50);
+        assert!(rooms.share < ROOM_WORTH_A_CLAIM);
+        shares.take(&rooms, vec![endpoint(3); rooms.share]);
+
+        let told: Vec<_> = (0..rooms.share).map(|_| shares.give_back(endpoint(3))).collect();
+
+        assert_eq!(told.iter().filter(|told| **told).count(), 1);
+        assert!(told.last().unwrap());
+    }
+
+    #[test]
     fn a_single_lease_can_be_used() {
         let shares = Shares::new(1);
         assert_eq!(shares.rooms(1), Rooms { share: 1, listed: vec![] });
-        shares.take(endpoint(1));
+        shares.take(&shares.rooms(1), [endpoint(1)]);
         assert_eq!(shares.rooms(1).listed, [(endpoint(1), 0)]);
         assert!(shares.give_back(endpoint(1)));
     }
@@ -151,7 +182,7 @@ mod tests {
             for (take, number) in steps {
                 let count = model.entry(number).or_default();
                 if take {
-                    shares.take(endpoint(number));
+                    shares.take(&shares.rooms(50), [endpoint(number)]);
                     *count += 1;
                 } else if *count > 0 {
                     shares.give_back(endpoint(number));

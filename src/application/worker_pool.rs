@@ -122,7 +122,6 @@ impl WorkerPool {
                             .clone()
                             .try_acquire_owned()
                             .expect("no more is claimed than there is room for");
-                        self.shares.take(delivery.config_id);
                         tokio::spawn(self.clone().attempt(delivery, permit));
                     }
                 }
@@ -177,6 +176,7 @@ impl WorkerPool {
             held: false,
         };
         let deliveries = self.queue.claim(&claim).await?;
+        self.shares.take(&claim.rooms, deliveries.iter().map(|delivery| delivery.config_id));
         metrics::counter!("webhook_claims_total").increment(1);
         metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
         Ok(deliveries)

@@ -1,4 +1,5 @@
-//! The accept loop: bounded in connections and in the time that a header may take, which `axum::serve` is not.
+//! The accept loop: bounded in connections, and in the time that a header and an answer may take, which `axum::serve`
+//! is not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -18,6 +20,8 @@ use tracing::{debug, warn};
 const CONNECTIONS_MAX: usize = 4_096;
 /// How long a request's header may take to arrive, and a connection may be idle.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a caller may take to read a part of an answer.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
 /// The largest header of a request.
 const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// How long requests under way may take to end after `stop`.
@@ -64,11 +68,14 @@ fn serve_connection(
     router: Router,
     graceful: &GracefulShutdown,
 ) {
+    // one who asks and never reads the answer
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIME_MAX));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME_MAX)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         let _permit = permit;

@@ -21,7 +21,7 @@ const QUIET_MAX: Duration = Duration::from_secs(30);
 /// The wait before a listener connects again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
-/// Tells other processes that something is ready here, at most once in [`ANNOUNCE_EVERY`], outside any transaction.
+/// Tells other processes that something is ready here, at most once in 50 ms, outside any transaction.
 pub async fn announce_ready(database: Database, wakeup: Arc<Wakeup>, stop: CancellationToken) {
     loop {
         tokio::select! {
