@@ -150,8 +150,8 @@ impl Settings {
         file: BTreeMap<String, String>,
         environment: HashMap<String, String>,
     ) -> Result<Self, SettingsError> {
-        let starts = |name: &str, prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-        if let Some(name) = file.keys().find(|name| !is_setting(name) && !starts(name, &FOREIGN_PREFIXES)) {
+        let is_foreign = |name: &str| FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        if let Some(name) = file.keys().find(|name| !is_setting(name) && !is_foreign(name)) {
             return Err(SettingsError::new(name, "is in .env, but there is no such setting"));
         }
         if let Some((name, meant)) = environment.keys().find_map(|name| Some((name, misspelt(name)?))) {
