@@ -12,7 +12,7 @@ CREATE FUNCTION webhook_claim(p_worker_id text, p_limit int, p_lease interval, p
                               p_share int, p_config_ids bigint[], p_rooms int[])
 RETURNS TABLE (
   queue_id uuid, config_id bigint, config_revision timestamptz, event_type text, event_id text, webhook_url text,
-  correlation_id text, traceparent text, retry_count smallint, max_retries smallint,
+  traceparent text, retry_count smallint, max_retries smallint,
   locked_at timestamptz, abandoned_at timestamptz, waited_us bigint
 )
 LANGUAGE plpgsql
@@ -63,7 +63,7 @@ BEGIN
   SET status = 'processing', worker_id = p_worker_id, locked_at = now(), lock_expires_at = now() + p_lease, updated_at = now()
   FROM due WHERE q.queue_id = due.queue_id
   RETURNING q.queue_id, q.config_id, due.config_revision, q.event_type, q.event_id, q.webhook_url,
-            q.correlation_id, q.traceparent, q.retry_count, q.max_retries, q.locked_at, due.abandoned_at,
+            q.traceparent, q.retry_count, q.max_retries, q.locked_at, due.abandoned_at,
             (extract(epoch FROM clock_timestamp() - greatest(q.created_at, q.next_retry_at)) * 1000000)::bigint;
 END $$;
 COMMENT ON FUNCTION webhook_claim IS 'Takes leases on a fair batch of ready deliveries.';

@@ -210,7 +210,6 @@ impl Bench {
             event_type: EventType::Credit,
             event_id: new.event_id,
             webhook_url: new.webhook_url,
-            correlation_id: None,
             traceparent: None,
             attempt: 0,
             max_retries: new.max_retries,

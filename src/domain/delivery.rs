@@ -242,8 +242,6 @@ pub struct LeasedDelivery {
     pub event_id: String,
     /// What to request.
     pub webhook_url: String,
-    /// The caller's id for what led to it.
-    pub correlation_id: Option<String>,
     /// The trace that it belongs to.
     pub traceparent: Option<String>,
     /// The number of this attempt; 0 is the first.

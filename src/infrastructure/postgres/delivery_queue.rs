@@ -42,7 +42,7 @@ impl DeliveryQueue for Database {
             r#"-- queue.claim
             select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
                    event_type as "event_type!", event_id as "event_id!", webhook_url as "webhook_url!",
-                   correlation_id, traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
+                   traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
                    locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!"
             from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5, $6, $7, $8)"#,
             claim.worker_id.as_str(),
@@ -66,7 +66,6 @@ impl DeliveryQueue for Database {
                 event_type: row.event_type.parse::<EventType>().map_err(inconsistent)?,
                 event_id: row.event_id,
                 webhook_url: row.webhook_url,
-                correlation_id: row.correlation_id,
                 traceparent: row.traceparent,
                 attempt: u8::try_from(row.retry_count).map_err(inconsistent)?,
                 max_retries: u8::try_from(row.max_retries).map_err(inconsistent)?,
