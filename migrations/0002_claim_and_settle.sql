@@ -11,7 +11,7 @@
 CREATE FUNCTION webhook_claim(p_worker_id text, p_limit int, p_lease interval, p_after bigint, p_held boolean,
                               p_share int, p_config_ids bigint[], p_rooms int[])
 RETURNS TABLE (
-  queue_id uuid, config_id bigint, config_revision timestamptz, event_type text, event_id text, webhook_url text,
+  queue_id uuid, config_id bigint, config_revision timestamptz, event_id text, webhook_url text,
   traceparent text, retry_count smallint, max_retries smallint,
   locked_at timestamptz, abandoned_at timestamptz, waited_us bigint
 )
@@ -62,7 +62,7 @@ BEGIN
   UPDATE webhook_queue_open q
   SET status = 'processing', worker_id = p_worker_id, locked_at = now(), lock_expires_at = now() + p_lease, updated_at = now()
   FROM due WHERE q.queue_id = due.queue_id
-  RETURNING q.queue_id, q.config_id, due.config_revision, q.event_type, q.event_id, q.webhook_url,
+  RETURNING q.queue_id, q.config_id, due.config_revision, q.event_id, q.webhook_url,
             q.traceparent, q.retry_count, q.max_retries, q.locked_at, due.abandoned_at,
             (extract(epoch FROM clock_timestamp() - greatest(q.created_at, q.next_retry_at)) * 1000000)::bigint;
 END $$;

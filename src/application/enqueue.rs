@@ -28,10 +28,15 @@ const LOOKS_MAX: usize = 4;
 pub struct Receipt {
     /// Names the delivery.
     pub queue_id: QueueId,
-    /// Whether the same event had been accepted before, as this delivery.
-    pub duplicate: bool,
-    /// The delivery as it was stored; `None` for a duplicate.
+    /// The delivery as it was stored; `None` if the same event had been accepted before.
     pub stored: Option<NewDelivery>,
+}
+
+impl Receipt {
+    /// Whether the same event had been accepted before, as this delivery.
+    pub fn is_duplicate(&self) -> bool {
+        self.stored.is_none()
+    }
 }
 
 /// Why an event was not accepted.
@@ -116,9 +121,9 @@ impl Enqueue {
                 self.deliveries.write(delivery.clone(), weight).await?
             };
             match written {
-                Stored::New => return Ok(Receipt { queue_id, duplicate: false, stored: Some(delivery) }),
+                Stored::New => return Ok(Receipt { queue_id, stored: Some(delivery) }),
                 Stored::Duplicate(first) => {
-                    return Ok(Receipt { queue_id: first, duplicate: true, stored: None });
+                    return Ok(Receipt { queue_id: first, stored: None });
                 }
                 Stored::EndpointChanged => {
                     endpoint = self.directory.other_than(id, Some(known.updated_at)).await?;

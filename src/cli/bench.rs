@@ -31,7 +31,7 @@ use crate::domain::delivery::{
     AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, NewDelivery, QueueId, WorkerId,
 };
 use crate::domain::endpoint::{Endpoint, EndpointParts};
-use crate::domain::event::{Event, EventParts, EventType};
+use crate::domain::event::{Event, EventParts};
 use crate::domain::retry::Verdict;
 use crate::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use crate::infrastructure::postgres::Database;
@@ -207,7 +207,6 @@ impl Bench {
             lease: Lease { worker_id: WorkerId::new("bench", 0, 0, 0), locked_at: chrono::Utc::now() },
             config_id: new.config_id,
             config_revision: new.config_revision,
-            event_type: EventType::Credit,
             event_id: new.event_id,
             webhook_url: new.webhook_url,
             traceparent: None,

@@ -125,7 +125,7 @@ async fn enqueue_lines(
         number += 1;
         match result.context("reading the events")? {
             None => continue,
-            Some(Ok(receipt)) if receipt.duplicate => duplicates += 1,
+            Some(Ok(receipt)) if receipt.is_duplicate() => duplicates += 1,
             Some(Ok(_)) => stored += 1,
             Some(Err(error)) => {
                 refused += 1;

@@ -236,8 +236,6 @@ pub struct LeasedDelivery {
     pub config_id: EndpointId,
     /// The endpoint's revision when the lease was taken.
     pub config_revision: DateTime<Utc>,
-    /// What happened.
-    pub event_type: EventType,
     /// The event's name.
     pub event_id: String,
     /// What to request.

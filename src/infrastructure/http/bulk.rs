@@ -126,7 +126,7 @@ async fn accept(
         Ok(receipt) => BatchResult {
             index: 0,
             queue_id: Some(receipt.queue_id.get()),
-            duplicate: receipt.duplicate,
+            duplicate: receipt.is_duplicate(),
             error: None,
         },
         Err(error) => {

@@ -75,8 +75,7 @@ pub async fn list(
     faults.into_result()?;
     let limit = limit.expect("a fault would have been noted");
     let endpoints = api.endpoints.list(after, limit).await?;
-    let next_cursor = endpoints.get(limit - 1).map(|last| last.id.to_string());
-    Ok(Json(Page { items: endpoints.into_iter().map(ConfigView::from).collect(), next_cursor }))
+    Ok(Json(Page::new(endpoints, limit, |last| last.id.to_string())))
 }
 
 /// A config's id in a path.

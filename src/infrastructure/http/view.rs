@@ -239,6 +239,14 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
+impl<T> Page<T> {
+    /// A page of at most `limit` items; if it is full, the last of them names the next one.
+    pub fn new<Item: Into<T>>(items: Vec<Item>, limit: usize, cursor: impl FnOnce(&Item) -> String) -> Self {
+        let next_cursor = items.get(limit - 1).map(cursor);
+        Self { items: items.into_iter().map(Into::into).collect(), next_cursor }
+    }
+}
+
 /// Deliveries and attempts, counted.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StatisticsView {

@@ -144,8 +144,7 @@ pub async fn list(
 ) -> Result<Json<Page<DeliveryView>>, ApiError> {
     let (filter, limit) = query.filter()?;
     let deliveries = api.deliveries.list(&filter, limit).await?;
-    let next_cursor = deliveries.get(limit - 1).map(|last| last.queue_id.to_string());
-    Ok(Json(Page { items: deliveries.into_iter().map(DeliveryView::from).collect(), next_cursor }))
+    Ok(Json(Page::new(deliveries, limit, |last| last.queue_id.to_string())))
 }
 
 /// What to count.

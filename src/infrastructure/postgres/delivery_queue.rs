@@ -11,7 +11,6 @@ use super::{Database, ENGINE_LIMIT, from_micros, lacks_archive, micros, store_er
 use crate::application::ports::{Claim, DeliveryQueue, Promotion, Settled, StoreError, Stored, Upkeep as _};
 use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, QueueId};
 use crate::domain::endpoint::EndpointId;
-use crate::domain::event::EventType;
 use crate::domain::retry::{DeadLetterReason, Verdict};
 
 #[async_trait]
@@ -41,7 +40,7 @@ impl DeliveryQueue for Database {
         let rows = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
             r#"-- queue.claim
             select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
-                   event_type as "event_type!", event_id as "event_id!", webhook_url as "webhook_url!",
+                   event_id as "event_id!", webhook_url as "webhook_url!",
                    traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
                    locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!"
             from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5, $6, $7, $8)"#,
@@ -63,7 +62,6 @@ impl DeliveryQueue for Database {
                 lease: Lease { worker_id: claim.worker_id.clone(), locked_at: row.locked_at },
                 config_id: EndpointId::from_stored(row.config_id),
                 config_revision: row.config_revision,
-                event_type: row.event_type.parse::<EventType>().map_err(inconsistent)?,
                 event_id: row.event_id,
                 webhook_url: row.webhook_url,
                 traceparent: row.traceparent,
