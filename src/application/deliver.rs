@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use tracing::{debug, error, info, warn};
 
 use super::batching::{BatchError, Batcher, WriteBatch};
+use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, Sender, Settled, StoreError};
 use super::wakeup::Wakeup;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery};
 use crate::domain::endpoint::Endpoint;
-use crate::domain::retry::{DeadLetterReason, Verdict};
+use crate::domain::retry::{DeadLetterReason, RetryPolicy, Verdict};
 
 /// The most outcomes that one transaction writes.
 const BATCH_MAX: usize = 500;
@@ -30,6 +31,7 @@ pub struct Deliver {
     directory: Arc<EndpointDirectory>,
     sender: Arc<dyn Sender>,
     outcomes: Batcher<FinishedAttempt, Settled>,
+    circuits: Circuits,
 }
 
 impl Deliver {
@@ -37,11 +39,12 @@ impl Deliver {
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
+        circuits: Circuits,
         sender: Arc<dyn Sender>,
         wakeup: Arc<Wakeup>,
     ) -> Self {
         let outcomes = Batcher::start(SettleUntilWritten { queue, wakeup }, BATCH_MAX, BUFFER_KIB_MAX);
-        Self { directory, sender, outcomes }
+        Self { directory, sender, outcomes, circuits }
     }
 
     /// Makes one attempt and returns once its outcome is written, or the lease is lost.
@@ -64,8 +67,11 @@ impl Deliver {
             warn!(queue_id = %delivery.queue_id, "a delivery is not attempted: its lease may end too soon");
             return;
         }
+        let probe = delivery.probe;
         let finished = self.send_and_judge(delivery, &endpoint).await;
         report(&finished);
+        // before it is written: once it is, the delivery may be attempted again
+        self.circuits.note(&endpoint, &finished, probe).await;
         let bytes = finished.outcome.body().map_or(0, str::len) + 256;
         let (queue_id, config_id, number) = (finished.queue_id, finished.config_id, finished.number);
         match self.outcomes.write_when_room(finished, bytes).await {
@@ -98,7 +104,11 @@ impl Deliver {
             (outcome, AttemptTimes::Measured { started, ended: Instant::now() })
         };
         let policy = &endpoint.settings.retry;
-        let verdict = policy.judge(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng());
+        let verdict = if delivery.probe {
+            RetryPolicy::judge_probe(&outcome)
+        } else {
+            policy.judge(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
+        };
         FinishedAttempt {
             queue_id: delivery.queue_id,
             lease: delivery.lease,
@@ -145,6 +155,9 @@ fn report(finished: &FinishedAttempt) {
         Verdict::RetryIn(delay) => {
             info!(%queue_id, %config_id, attempt, status, reason, retry_in_ms = delay.as_millis(), "attempt failed");
         }
+        Verdict::ProbeFailed => {
+            info!(%queue_id, %config_id, attempt, status, reason, "probe failed: the delivery waits on");
+        }
         Verdict::DeadLetter(why) => {
             warn!(%queue_id, %config_id, attempt, status, reason, why = why.as_str(), "delivery failed for good");
         }
@@ -183,6 +196,7 @@ impl WriteBatch<FinishedAttempt, Settled> for SettleUntilWritten {
                     retries = true;
                     continue;
                 }
+                Verdict::ProbeFailed => continue,
                 Verdict::Completed => "completed",
                 Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => {
                     "failed"

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tracing::info;
+
 use super::directory::EndpointDirectory;
 use super::ports::{EndpointStore, StoreError};
 use super::wakeup::Wakeup;
@@ -50,6 +52,13 @@ impl ManageEndpoints {
 
     /// Registers a new one.
     pub async fn register(&self, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
+        if parts.circuit.state.is_some() {
+            return Err(Invalid::field(
+                "circuit.state",
+                "must not be given: a new config's circuit is closed",
+            )
+            .into());
+        }
         let settings = EndpointSettings::parse(parts)?;
         self.check_addresses(&settings)?;
         Ok(self.store.register(&settings).await?)
@@ -72,13 +81,17 @@ impl ManageEndpoints {
 
     /// Changes what `parts` names. Deliveries already accepted keep their URL.
     pub async fn change(&self, id: EndpointId, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
+        let command = parts.circuit_command()?;
         for _ in 0..RACES_MAX {
             let current = self.show(id).await?;
             let settings = current.settings.changed(parts.clone())?;
             self.check_addresses(&settings)?;
-            if let Some(changed) = self.store.change(id, current.updated_at, &settings).await? {
+            if let Some(changed) = self.store.change(id, current.updated_at, &settings, command).await? {
                 self.directory.current(id).await?;
-                // deliveries may have waited for it to be enabled
+                if let Some(command) = command {
+                    info!(config_id = %id, state = %changed.circuit.state, ?command, "circuit changed by hand");
+                }
+                // deliveries may have waited for it
                 self.wakeup.announce();
                 return Ok(changed);
             }

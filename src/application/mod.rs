@@ -3,9 +3,11 @@
 //! Of tokio only its channels, clocks and tasks are used here; databases and networks are behind [`ports`].
 
 pub mod batching;
+pub mod circuits;
 pub mod deliver;
 pub mod directory;
 pub mod enqueue;
+pub mod floors;
 pub mod manage_deliveries;
 pub mod manage_endpoints;
 pub mod ports;

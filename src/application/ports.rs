@@ -6,8 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
+use super::floors::Floor;
 use super::shares::Rooms;
 use crate::domain::attempt::AttemptOutcome;
+use crate::domain::circuit::{Circuit, CircuitCommand};
 use crate::domain::delivery::{
     Delivery, DeliveryStatus, FinishedAttempt, LeasedDelivery, NewDelivery, QueueId, WorkerId,
 };
@@ -58,7 +60,10 @@ pub struct Claim {
     pub after: Option<EndpointId>,
     /// How much may be taken from single endpoints.
     pub rooms: Rooms,
-    /// Take instead the expired leases of disabled endpoints, so that their loss is recorded.
+    /// From where on to look.
+    pub floors: Vec<Floor>,
+    /// Take instead the expired leases of endpoints that are disabled, or whose circuit is not closed, so that their
+    /// loss is recorded.
     pub held: bool,
 }
 
@@ -205,16 +210,44 @@ pub trait EndpointStore: Send + Sync {
     /// At most `limit` endpoints that are not deleted, by id, after `after`.
     async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError>;
 
-    /// Replaces the settings if the endpoint is still at `revision` and not deleted; `None` if not.
+    /// Replaces the settings, and does `command` to the circuit, if the endpoint is still at `revision` and not deleted;
+    /// `None` if not.
     async fn change(
         &self,
         id: EndpointId,
         revision: DateTime<Utc>,
         settings: &EndpointSettings,
+        command: Option<CircuitCommand>,
     ) -> Result<Option<Endpoint>, StoreError>;
 
     /// Marks the endpoint as deleted: from then on nothing is accepted for it. Answers whether it was not yet.
     async fn delete(&self, id: EndpointId) -> Result<bool, StoreError>;
+}
+
+/// A circuit that is not closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldCircuit {
+    /// Whose it is.
+    pub config_id: EndpointId,
+    /// As it is, and why.
+    pub circuit: Circuit,
+}
+
+/// The circuits of endpoints, which all processes share. Claims turn open ones into half-open ones.
+#[async_trait]
+pub trait CircuitStore: Send + Sync {
+    /// Opens a closed circuit. Answers when the first probe is due; `None` if it was not closed.
+    async fn open(&self, id: EndpointId, reason: &str) -> Result<Option<Duration>, StoreError>;
+
+    /// Opens a half-open circuit again, since its probe failed. Answers when the next one is due; `None` if it was not
+    /// half open.
+    async fn reopen(&self, id: EndpointId, reason: &str) -> Result<Option<Duration>, StoreError>;
+
+    /// Closes a half-open circuit, since its probe succeeded. Answers whether it was half open.
+    async fn close(&self, id: EndpointId) -> Result<bool, StoreError>;
+
+    /// At most `limit` circuits that are not closed, of endpoints that are not deleted, by id.
+    async fn held(&self, limit: usize) -> Result<Vec<HeldCircuit>, StoreError>;
 }
 
 /// What must be done from time to time, by any process.
@@ -234,6 +267,9 @@ pub trait Upkeep: Send + Sync {
 
     /// Forgets events that were accepted longer than `retention` ago. Answers how many.
     async fn forget_events(&self, retention: Duration) -> Result<u64, StoreError>;
+
+    /// Forgets failed probes that ended longer than `retention` ago. Answers how many.
+    async fn forget_probes(&self, retention: Duration) -> Result<u64, StoreError>;
 
     /// Counts what was settled since the last time, unless another process does. Answers how many deliveries.
     async fn count_statistics(&self) -> Result<u64, StoreError>;

@@ -21,7 +21,8 @@ pub struct Rooms {
 }
 
 impl Rooms {
-    fn of(&self, endpoint: EndpointId) -> usize {
+    /// From this one.
+    pub fn of(&self, endpoint: EndpointId) -> usize {
         let listed = self.listed.iter().find(|(listed, _)| *listed == endpoint);
         listed.map_or(self.share, |(_, room)| *room)
     }
@@ -40,6 +41,8 @@ struct Held {
     by_endpoint: HashMap<EndpointId, usize>,
     /// Endpoints that may have more waiting than they were given room for.
     held_back: HashSet<EndpointId>,
+    /// Endpoints with limits of their own: what they may give is known to the store alone.
+    limited: HashSet<EndpointId>,
 }
 
 impl Shares {
@@ -64,13 +67,16 @@ impl Shares {
         Rooms { share, listed }
     }
 
-    /// Leases on deliveries to these endpoints were taken, within `rooms`.
-    pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = EndpointId>) {
+    /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it has limits.
+    pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = (EndpointId, bool)>) {
         let mut taken: HashMap<EndpointId, usize> = HashMap::new();
-        for endpoint in endpoints {
-            *taken.entry(endpoint).or_default() += 1;
-        }
         let mut held = self.held();
+        for (endpoint, limited) in endpoints {
+            *taken.entry(endpoint).or_default() += 1;
+            if limited {
+                held.limited.insert(endpoint);
+            }
+        }
         for (endpoint, count) in taken {
             held.total += count;
             *held.by_endpoint.entry(endpoint).or_default() += count;
@@ -80,7 +86,8 @@ impl Shares {
         }
     }
 
-    /// A lease was given back. Answers whether the endpoint had been held back and is worth a claim now.
+    /// A lease was given back. Answers whether the endpoint had been held back, here or by its limits, and is worth a
+    /// claim now.
     pub fn give_back(&self, endpoint: EndpointId) -> bool {
         let mut held = self.held();
         held.total -= 1;
@@ -90,8 +97,10 @@ impl Shares {
         if count == 0 {
             held.by_endpoint.remove(&endpoint);
         }
+        let limited =
+            if count == 0 { held.limited.remove(&endpoint) } else { held.limited.contains(&endpoint) };
         let worth_a_claim = count == 0 || held.room(self.leases_max, count) >= ROOM_WORTH_A_CLAIM;
-        worth_a_claim && held.held_back.remove(&endpoint)
+        worth_a_claim && held.held_back.remove(&endpoint) || limited
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -127,7 +136,7 @@ mod tests {
             if room == 0 {
                 return taken;
             }
-            shares.take(&rooms, vec![endpoint(number); room]);
+            shares.take(&rooms, vec![(endpoint(number), false); room]);
             taken += room;
         }
     }
@@ -157,7 +166,7 @@ mod tests {
         take_all(&shares, 2);
         let rooms = shares.rooms(50);
         assert!(rooms.share < ROOM_WORTH_A_CLAIM);
-        shares.take(&rooms, vec![endpoint(3); rooms.share]);
+        shares.take(&rooms, vec![(endpoint(3), false); rooms.share]);
 
         let told: Vec<_> = (0..rooms.share).map(|_| shares.give_back(endpoint(3))).collect();
 
@@ -169,9 +178,19 @@ mod tests {
     fn a_single_lease_can_be_used() {
         let shares = Shares::new(1);
         assert_eq!(shares.rooms(1), Rooms { share: 1, listed: vec![] });
-        shares.take(&shares.rooms(1), [endpoint(1)]);
+        shares.take(&shares.rooms(1), [(endpoint(1), false)]);
         assert_eq!(shares.rooms(1).listed, [(endpoint(1), 0)]);
         assert!(shares.give_back(endpoint(1)));
+    }
+
+    #[test]
+    fn an_endpoint_with_limits_is_worth_a_claim_whenever_a_lease_ends() {
+        let shares = Shares::new(100);
+        shares.take(&shares.rooms(50), [(endpoint(1), true), (endpoint(1), true), (endpoint(2), false)]);
+        assert!(shares.give_back(endpoint(1)) && shares.give_back(endpoint(1)));
+        assert!(!shares.give_back(endpoint(2)));
+        shares.take(&shares.rooms(50), [(endpoint(1), false)]);
+        assert!(!shares.give_back(endpoint(1)), "the limits were removed");
     }
 
     proptest! {
@@ -182,7 +201,7 @@ mod tests {
             for (take, number) in steps {
                 let count = model.entry(number).or_default();
                 if take {
-                    shares.take(&shares.rooms(50), [endpoint(number)]);
+                    shares.take(&shares.rooms(50), [(endpoint(number), false)]);
                     *count += 1;
                 } else if *count > 0 {
                     shares.give_back(endpoint(number));

@@ -51,6 +51,7 @@ async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
         ("archives dropped", upkeep.drop_archives(retention).await),
         ("old statistics forgotten", upkeep.forget_statistics().await),
         ("events forgotten", upkeep.forget_events(retention).await),
+        ("failed probes forgotten", upkeep.forget_probes(retention).await),
         ("statistics merged", upkeep.coarsen_statistics().await),
     ];
     let mut all_well = true;

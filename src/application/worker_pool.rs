@@ -8,11 +8,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use rand::RngExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::deliver::Deliver;
+use super::floors::KnownFloors;
 use super::ports::{Claim, DeliveryQueue, StoreError};
 use super::shares::{Rooms, Shares};
 use super::wakeup::Wakeup;
@@ -28,7 +29,7 @@ const REFILL_WAIT: Duration = Duration::from_millis(20);
 const PROMOTE_MAX: usize = 1_000;
 /// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
 const PROMOTE_POLL: Duration = Duration::from_millis(500);
-/// How often leases are looked for that have expired at endpoints that are disabled.
+/// How often leases are looked for that have expired at endpoints that are disabled, or whose circuit is not closed.
 const HELD_POLL: Duration = Duration::from_mins(2);
 /// The longest wait after the store failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -54,6 +55,7 @@ pub struct WorkerPool {
     settings: WorkerSettings,
     claims: Semaphore,
     shares: Shares,
+    floors: KnownFloors,
 }
 
 impl WorkerPool {
@@ -65,7 +67,8 @@ impl WorkerPool {
         settings: WorkerSettings,
     ) -> Self {
         let shares = Shares::new(settings.count * settings.batch_size);
-        Self { queue, deliver, wakeup, settings, claims: Semaphore::new(CLAIMS_AT_ONCE), shares }
+        let claims = Semaphore::new(CLAIMS_AT_ONCE);
+        Self { queue, deliver, wakeup, settings, claims, shares, floors: KnownFloors::default() }
     }
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
@@ -167,24 +170,39 @@ impl WorkerPool {
         limit: usize,
         after: Option<EndpointId>,
     ) -> Result<Vec<LeasedDelivery>, StoreError> {
-        let claim = Claim {
-            worker_id: id.clone(),
-            limit,
-            lease: self.settings.lease,
-            after,
-            rooms: self.shares.rooms(limit),
-            held: false,
-        };
-        let deliveries = self.queue.claim(&claim).await?;
-        self.shares.take(&claim.rooms, deliveries.iter().map(|delivery| delivery.config_id));
-        metrics::counter!("webhook_claims_total").increment(1);
-        metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
-        Ok(deliveries)
+        let mut claimed = Vec::new();
+        loop {
+            let claim = Claim {
+                worker_id: id.clone(),
+                limit: limit - claimed.len(),
+                lease: self.settings.lease,
+                after,
+                rooms: self.shares.rooms(limit),
+                floors: self.floors.for_claim(),
+                held: false,
+            };
+            let deliveries = self.queue.claim(&claim).await?;
+            self.shares.take(&claim.rooms, deliveries.iter().map(|d| (d.config_id, d.limited)));
+            metrics::counter!("webhook_claims_total").increment(1);
+            metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
+            let again = self.floors.learn(&claim.floors, claim.limit, &claim.rooms, &deliveries);
+            claimed.extend(deliveries);
+            if !again {
+                return Ok(claimed);
+            }
+        }
     }
 
     /// One attempt. A panic in it is told here and healed by the lease.
     async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, _room: OwnedSemaphorePermit) {
         let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
+        if !delivery.starts_in.is_zero() {
+            sleep_until((delivery.claimed_at + delivery.starts_in).into()).await;
+        }
+        if delivery.limited {
+            // what may begin after this one can be claimed now
+            self.wakeup.wake_worker();
+        }
         if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
             error!(%queue_id, "an attempt panicked; it is repeated when the lease ends");
         }
@@ -219,7 +237,7 @@ impl WorkerPool {
         }
     }
 
-    /// Nothing claims from a disabled endpoint, so the leases that expire there are settled here.
+    /// Nothing claims from an endpoint that is held, so the leases that expire there are settled here.
     async fn record_held_losses(self: Arc<Self>, id: WorkerId, stop: CancellationToken) {
         let limit = self.settings.batch_size;
         loop {
@@ -229,6 +247,7 @@ impl WorkerPool {
                 lease: self.settings.lease,
                 after: None,
                 rooms: Rooms { share: limit, listed: vec![] },
+                floors: vec![],
                 held: true,
             };
             match self.queue.claim(&claim).await {
@@ -239,7 +258,9 @@ impl WorkerPool {
                     continue;
                 }
                 Ok(_) => {}
-                Err(cause) => debug!(error = %cause, "cannot look for expired leases of disabled endpoints"),
+                Err(cause) => {
+                    debug!(error = %cause, "cannot look for expired leases of endpoints that are held");
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::output::{print_json, progress, say, table};
+use crate::application::circuits::Circuits;
 use crate::application::deliver::Deliver;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{Claim, DeliveryQueue as _, Sender, Upkeep as _};
@@ -214,6 +215,11 @@ impl Bench {
             max_retries: new.max_retries,
             abandoned_for: None,
             waited: Duration::ZERO,
+            priority: new.priority,
+            ready_since: chrono::Utc::now(),
+            limited: false,
+            probe: false,
+            starts_in: Duration::ZERO,
             claimed_at: Instant::now(),
         }
     }
@@ -253,6 +259,7 @@ impl Bench {
                 lease: self.settings.workers.lease,
                 after: None,
                 rooms: Rooms { share: limit, listed: vec![] },
+                floors: vec![],
                 held: false,
             };
             loop {
@@ -279,7 +286,8 @@ impl Bench {
         let sender = Arc::new(StopAfter { sender, left: AtomicUsize::new(deliveries), stop: stop.clone() });
         let wakeup = Arc::new(Wakeup::default());
         let directory = Arc::new(EndpointDirectory::new(store.clone()));
-        let deliver = Deliver::start(directory, store.clone(), sender, wakeup.clone());
+        let circuits = Circuits::new(store.clone(), wakeup.clone());
+        let deliver = Deliver::start(directory, store.clone(), circuits, sender, wakeup.clone());
         let pool = Arc::new(WorkerPool::new(store, deliver, wakeup, self.settings.workers.clone()));
         let ids =
             (1..=self.settings.workers.count).map(|number| WorkerId::new("bench", 0, 0, number)).collect();

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::output::{fields_table, plain, print_json, say, table};
+use crate::domain::circuit::CircuitParts;
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
 use crate::infrastructure::http::view::ConfigView;
 use crate::infrastructure::service::Application;
@@ -38,6 +39,16 @@ pub enum ConfigsCommand {
     },
     /// Let its deliveries wait.
     Disable {
+        /// Its id.
+        id: i64,
+    },
+    /// Open its circuit: its deliveries wait, and no probe is sent, until it is closed.
+    OpenCircuit {
+        /// Its id.
+        id: i64,
+    },
+    /// Close its circuit: its deliveries are attempted.
+    CloseCircuit {
         /// Its id.
         id: i64,
     },
@@ -80,6 +91,40 @@ pub struct ConfigArgs {
     /// For events that name none: 0 (critical) to 3 (low).
     #[arg(long, value_name = "N")]
     priority: Option<i64>,
+    /// How many attempts may be under way at a time: 1 to 10,000, or none.
+    #[arg(long, value_name = "N", value_parser = limit)]
+    max_in_flight: Option<Limit>,
+    /// How many attempts may begin in a second: 1 to 100,000, or none.
+    #[arg(long, value_name = "N", value_parser = limit)]
+    rate_limit_per_second: Option<Limit>,
+    /// Share of failed attempts from which on the circuit opens: above 0 to 1, or none.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    circuit_failure_rate: Option<Share>,
+    /// How far back attempts count for that, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    circuit_window_ms: Option<i64>,
+    /// How many attempts it takes at least.
+    #[arg(long, value_name = "N")]
+    circuit_attempts_min: Option<i64>,
+    /// From the opening of the circuit to the first probe, in milliseconds; doubled after each failed probe.
+    #[arg(long, value_name = "MS")]
+    circuit_cooldown_ms: Option<i64>,
+    /// Upper bound of that, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    circuit_cooldown_cap_ms: Option<i64>,
+}
+
+/// A number, or none.
+type Limit = Option<i64>;
+/// A share, or none.
+type Share = Option<f64>;
+
+fn limit(text: &str) -> Result<Limit, std::num::ParseIntError> {
+    (text != "none").then(|| text.parse()).transpose()
+}
+
+fn share(text: &str) -> Result<Share, std::num::ParseFloatError> {
+    (text != "none").then(|| text.parse()).transpose()
 }
 
 impl ConfigArgs {
@@ -102,6 +147,16 @@ impl ConfigArgs {
             retry_cap_ms: self.retry_cap_ms,
             retry_jitter: self.retry_jitter,
             priority: self.priority,
+            max_in_flight: self.max_in_flight,
+            rate_limit_per_second: self.rate_limit_per_second,
+            circuit: CircuitParts {
+                state: None,
+                failure_rate: self.circuit_failure_rate,
+                window_ms: self.circuit_window_ms,
+                attempts_min: self.circuit_attempts_min,
+                cooldown_ms: self.circuit_cooldown_ms,
+                cooldown_cap_ms: self.circuit_cooldown_cap_ms,
+            },
             enabled: None,
         })
     }
@@ -111,6 +166,10 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
     let endpoints = &application.api.endpoints;
     let id = |number| EndpointId::parse("id", number);
     let enabled = |enabled| EndpointParts { enabled: Some(enabled), ..EndpointParts::default() };
+    let circuit = |state: &str| EndpointParts {
+        circuit: CircuitParts { state: Some(state.to_owned()), ..CircuitParts::default() },
+        ..EndpointParts::default()
+    };
     let endpoint = match command {
         ConfigsCommand::List => return list(application, json).await,
         ConfigsCommand::Delete { id: number } => {
@@ -127,6 +186,10 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
         }
         ConfigsCommand::Enable { id: number } => endpoints.change(id(number)?, enabled(true)).await?,
         ConfigsCommand::Disable { id: number } => endpoints.change(id(number)?, enabled(false)).await?,
+        ConfigsCommand::OpenCircuit { id: number } => endpoints.change(id(number)?, circuit("open")).await?,
+        ConfigsCommand::CloseCircuit { id: number } => {
+            endpoints.change(id(number)?, circuit("closed")).await?
+        }
     };
     let view = ConfigView::from(endpoint);
     if json {
@@ -150,11 +213,13 @@ async fn list(application: &Application, json: bool) -> anyhow::Result<()> {
     if json {
         return print_json(&views);
     }
-    let columns = ["id", "name", "postback_url", "chargeback_url", "max_retries", "priority", "enabled"];
-    let mut rows = table(&columns);
+    let columns = ["id", "name", "postback_url", "chargeback_url", "priority", "enabled"];
+    let mut rows = table(&[&columns[..], &["circuit"]].concat());
     for view in &views {
         let view = serde_json::to_value(view)?;
-        rows.add_row(columns.map(|column| plain(&view[column])));
+        rows.add_row(
+            columns.map(|column| &view[column]).into_iter().chain([&view["circuit"]["state"]]).map(plain),
+        );
     }
     say(rows)
 }

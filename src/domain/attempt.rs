@@ -70,6 +70,8 @@ impl AttemptOutcome {
 pub struct Attempt {
     /// 0 is the first, 1 to 6 are retries.
     pub number: u8,
+    /// Whether it was a probe of an open circuit that failed, and so used up no attempt: another has this number too.
+    pub probe: bool,
     /// When it began.
     pub started_at: DateTime<Utc>,
     /// When it ended.

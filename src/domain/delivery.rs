@@ -45,7 +45,7 @@ impl FromStr for QueueId {
 }
 
 /// Which deliveries go first: 0 (critical) to 3 (low).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Priority(u8);
 
 impl Priority {
@@ -250,6 +250,16 @@ pub struct LeasedDelivery {
     pub abandoned_for: Option<Duration>,
     /// How long it had been due when the lease was taken.
     pub waited: Duration,
+    /// Which go first.
+    pub priority: Priority,
+    /// Since when it could be claimed.
+    pub ready_since: DateTime<Utc>,
+    /// Whether the endpoint has limits: then more may be claimed from it once this one has begun or ended.
+    pub limited: bool,
+    /// Whether it is sent to see if the receiver is back.
+    pub probe: bool,
+    /// How long after `claimed_at` it may begin, by the endpoint's limit.
+    pub starts_in: Duration,
     /// When the lease was taken, by this process's monotonic clock.
     pub claimed_at: Instant,
 }
@@ -360,8 +370,31 @@ pub struct Delivery {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A delivery as a worker holds it.
+    pub(crate) fn leased() -> LeasedDelivery {
+        LeasedDelivery {
+            queue_id: QueueId::new(Uuid::now_v7()),
+            lease: Lease { worker_id: WorkerId::new("test", 0, 0, 0), locked_at: DateTime::UNIX_EPOCH },
+            config_id: EndpointId::from_stored(1),
+            config_revision: DateTime::UNIX_EPOCH,
+            event_id: String::new(),
+            webhook_url: String::new(),
+            traceparent: None,
+            attempt: 0,
+            max_retries: 6,
+            abandoned_for: None,
+            waited: Duration::ZERO,
+            priority: Priority::default(),
+            ready_since: DateTime::UNIX_EPOCH,
+            limited: false,
+            probe: false,
+            starts_in: Duration::ZERO,
+            claimed_at: Instant::now(),
+        }
+    }
 
     #[test]
     fn terminal_deliveries_stay_as_they_are() {

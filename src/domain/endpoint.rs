@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use url::Url;
 
+use super::circuit::{Circuit, CircuitCommand, CircuitParts, CircuitPolicy};
 use super::delivery::Priority;
 use super::event::EventType;
 use super::invalid::{Faults, Invalid, bounded_text};
@@ -22,6 +23,10 @@ pub const HEADERS_MAX: usize = 20;
 pub const HEADER_VALUE_BYTES_MAX: usize = 2000;
 /// The longest that one attempt may take.
 pub const TIMEOUT_MAX: Duration = Duration::from_mins(5);
+/// The highest limit of attempts under way at a time.
+pub const MAX_IN_FLIGHT_MAX: u32 = 10_000;
+/// The highest limit of attempts begun in a second.
+pub const RATE_LIMIT_MAX: u32 = 100_000;
 
 /// Headers that the sender or the connection owns.
 const RESERVED_HEADERS: [&str; 14] = [
@@ -189,6 +194,12 @@ pub struct EndpointSettings {
     pub retry: RetryPolicy,
     /// For events that name none.
     pub priority: Priority,
+    /// How many attempts may be under way at a time, in all processes together.
+    pub max_in_flight: Option<u32>,
+    /// How many attempts may begin in a second, in all processes together.
+    pub rate_limit_per_second: Option<u32>,
+    /// When its circuit opens, and when it is probed.
+    pub circuit: CircuitPolicy,
     /// Whether deliveries may be attempted.
     pub enabled: bool,
 }
@@ -216,8 +227,21 @@ pub struct EndpointParts {
     pub retry_jitter: Option<f64>,
     /// 0 to 3.
     pub priority: Option<i64>,
+    /// 1 to 10,000; inner `None` removes it.
+    pub max_in_flight: Option<Option<i64>>,
+    /// 1 to 100,000; inner `None` removes it.
+    pub rate_limit_per_second: Option<Option<i64>>,
+    /// The policy of its circuit, and the state that it is put into by hand.
+    pub circuit: CircuitParts,
     /// Whether deliveries may be attempted.
     pub enabled: Option<bool>,
+}
+
+impl EndpointParts {
+    /// What is done to the circuit by hand, if anything.
+    pub fn circuit_command(&self) -> Result<Option<CircuitCommand>, Invalid> {
+        self.circuit.state.as_deref().map(CircuitCommand::parse).transpose()
+    }
 }
 
 impl EndpointSettings {
@@ -231,6 +255,9 @@ impl EndpointSettings {
             timeout: Duration::from_secs(30),
             retry: RetryPolicy::default(),
             priority: Priority::default(),
+            max_in_flight: None,
+            rate_limit_per_second: None,
+            circuit: CircuitPolicy::default(),
             enabled: true,
         };
         unnamed.changed(parts)
@@ -278,6 +305,27 @@ impl EndpointSettings {
             Some(number) => faults.note(Priority::parse("priority", number)),
             None => Some(self.priority),
         };
+        let mut limit = |field: &str, given: Option<Option<i64>>, max: u32, current: Option<u32>| match given
+        {
+            None => current,
+            Some(None) => None,
+            Some(Some(number)) => match u32::try_from(number) {
+                Ok(limit) if (1..=max).contains(&limit) => Some(limit),
+                _ => {
+                    faults.push(field, format!("must be from 1 to {max}, or null for no limit"));
+                    current
+                }
+            },
+        };
+        let max_in_flight =
+            limit("max_in_flight", parts.max_in_flight, MAX_IN_FLIGHT_MAX, self.max_in_flight);
+        let rate_limit_per_second = limit(
+            "rate_limit_per_second",
+            parts.rate_limit_per_second,
+            RATE_LIMIT_MAX,
+            self.rate_limit_per_second,
+        );
+        let circuit = faults.note(self.circuit.changed(&parts.circuit));
         faults.into_result()?;
         Ok(Self {
             name,
@@ -287,6 +335,9 @@ impl EndpointSettings {
             timeout,
             retry: retry.expect("a fault would have been noted"),
             priority: priority.expect("a fault would have been noted"),
+            max_in_flight,
+            rate_limit_per_second,
+            circuit: circuit.expect("a fault would have been noted"),
             enabled: parts.enabled.unwrap_or(self.enabled),
         })
     }
@@ -299,6 +350,8 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// What was chosen.
     pub settings: EndpointSettings,
+    /// Whether its deliveries are let through, as it was when the endpoint was read.
+    pub circuit: Circuit,
     /// Why it is disabled, where the service itself did it.
     pub disabled_reason: Option<String>,
     /// When it was registered.

@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod attempt;
+pub mod circuit;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;

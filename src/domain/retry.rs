@@ -44,6 +44,8 @@ pub enum Verdict {
     RetryIn(Duration),
     /// Nothing will attempt it again unless asked.
     DeadLetter(DeadLetterReason),
+    /// The request was a probe of an open circuit, and failed: the delivery waits on, as if nothing had been sent.
+    ProbeFailed,
 }
 
 /// Why a delivery failed for good.
@@ -143,6 +145,19 @@ impl RetryPolicy {
         }
         let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         Verdict::RetryIn(self.delay(number + 1, rng).max(asked))
+    }
+
+    /// Judges a probe of an open circuit, which uses up no attempt if it fails.
+    pub fn judge_probe(outcome: &AttemptOutcome) -> Verdict {
+        match outcome {
+            AttemptOutcome::Answered(Answer { status: 200..=299, .. }) => Verdict::Completed,
+            AttemptOutcome::Answered(Answer { status: 410, .. }) => {
+                Verdict::DeadLetter(DeadLetterReason::EndpointGone)
+            }
+            AttemptOutcome::Answered(_) | AttemptOutcome::Unanswered { .. } | AttemptOutcome::Unknown => {
+                Verdict::ProbeFailed
+            }
+        }
     }
 
     /// `min(base × 2^(n-1), cap) × (1 ± jitter)`, the delay before retry `n` (1 is the first).

@@ -18,6 +18,7 @@ use super::http::{self, Api, Operations};
 use super::postgres::{Database, announce_ready, listen_for_ready};
 use super::sender::{HttpSender, SenderSettings};
 use super::settings::Settings;
+use crate::application::circuits::Circuits;
 use crate::application::deliver::Deliver;
 use crate::application::directory::EndpointDirectory;
 use crate::application::enqueue::Enqueue;
@@ -171,8 +172,14 @@ impl Application {
             idle_connections_max: settings.workers.count * settings.workers.batch_size,
             addresses: AddressPolicy::new(settings.egress_allow.clone()),
         })?;
-        let deliver =
-            Deliver::start(self.directory.clone(), store.clone(), Arc::new(sender), self.wakeup.clone());
+        let circuits = Circuits::new(store.clone(), self.wakeup.clone());
+        let deliver = Deliver::start(
+            self.directory.clone(),
+            store.clone(),
+            circuits,
+            Arc::new(sender),
+            self.wakeup.clone(),
+        );
         Ok(WorkerPool::new(store, deliver, self.wakeup.clone(), settings.workers.clone()))
     }
 }

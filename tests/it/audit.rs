@@ -532,6 +532,11 @@ async fn impossible_rows_are_refused() {
         delivery(&[("status", "'cancelled'"), ("status_reason", "'r'"), ended, not_ready]),
         config("enabled = false, disabled_reason = 'r', deleted_at = now()"),
         config("enabled = true, disabled_reason = null, deleted_at = null"),
+        config("max_in_flight = 1, rate_limit_per_second = 1, circuit_failure_rate = 1"),
+        config("circuit_state = 'open', circuit_reason = 'r', circuit_probe_at = now()"),
+        config("circuit_state = 'open', circuit_reason = 'r', circuit_probe_at = null"),
+        config("circuit_state = 'half_open', circuit_reason = 'r', circuit_probe_at = now()"),
+        config("circuit_state = 'closed', circuit_reason = null, circuit_probe_at = null"),
     ];
     for statement in possible {
         sqlx::query(AssertSqlSafe(statement)).execute(&database.pool).await.unwrap();
@@ -621,6 +626,26 @@ async fn impossible_rows_are_refused() {
         ("priority is from 0, critical, to 3, low", config("priority = 4")),
         ("only a disabled endpoint has a reason for it", config("disabled_reason = 'r'")),
         ("a deleted endpoint is disabled", config("deleted_at = now()")),
+        ("at most 1 to 10,000 attempts are in flight", config("max_in_flight = 0")),
+        ("at most 1 to 10,000 attempts are in flight", config("max_in_flight = 10001")),
+        ("a rate is limited to 1 to 100,000 a second", config("rate_limit_per_second = 0")),
+        ("a circuit opens at a share of failures", config("circuit_failure_rate = 0")),
+        ("a circuit opens at a share of failures", config("circuit_failure_rate = 1.1")),
+        ("a circuit looks back 1 s to 1 h", config("circuit_window_ms = 999")),
+        ("a circuit needs 1 to 10,000 attempts", config("circuit_attempts_min = 0")),
+        ("a circuit cools down for 100 ms to 1 day", config("circuit_cooldown_ms = 99")),
+        (
+            "a circuit cools down for 100 ms to 1 day",
+            config("circuit_cooldown_ms = 200, circuit_cooldown_cap_ms = 100"),
+        ),
+        ("a circuit is closed, open or half open", config("circuit_state = 'ajar', circuit_reason = 'r'")),
+        ("a circuit that is not closed, and no other, has a reason", config("circuit_reason = 'r'")),
+        ("a circuit that is not closed, and no other, has a reason", config("circuit_state = 'open'")),
+        ("a closed circuit is not probed, a half-open one is", config("circuit_probe_at = now()")),
+        (
+            "a closed circuit is not probed, a half-open one is",
+            config("circuit_state = 'half_open', circuit_reason = 'r'"),
+        ),
         (
             "a fact is a final status or a kind of attempt",
             "insert into webhook_statistics values (0, now(), 'pending', -1, 1, 0)".to_owned(),

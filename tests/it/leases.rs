@@ -6,7 +6,10 @@ use serde_json::json;
 use webhook_processor::application::ports::{Claim, DeliveryQueue as _, Settled};
 use webhook_processor::application::shares::Rooms;
 use webhook_processor::domain::attempt::{Answer, AttemptOutcome};
-use webhook_processor::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery, WorkerId};
+use webhook_processor::domain::delivery::{
+    AttemptTimes, FinishedAttempt, LeasedDelivery, Priority, WorkerId,
+};
+use webhook_processor::domain::endpoint::EndpointId;
 use webhook_processor::domain::retry::Verdict;
 use webhook_processor::infrastructure::postgres::Database;
 use webhook_processor::infrastructure::service::Role;
@@ -19,7 +22,7 @@ use crate::support::service::TestService;
 fn claim(worker: usize, limit: usize) -> Claim {
     let worker_id = WorkerId::new("test", 1, 1, worker);
     let rooms = Rooms { share: limit, listed: vec![] };
-    Claim { worker_id, limit, lease: Duration::from_mins(5), after: None, rooms, held: false }
+    Claim { worker_id, limit, lease: Duration::from_mins(5), after: None, rooms, floors: vec![], held: false }
 }
 
 fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
@@ -162,6 +165,31 @@ async fn two_claims_never_take_the_same_delivery() {
     let taken: Vec<_> = claims.iter().flatten().map(|delivery| delivery.queue_id).collect();
     let different: std::collections::HashSet<_> = taken.iter().collect();
     assert_eq!((taken.len(), different.len()), (1000, 1000));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_floor_hides_what_is_below_it_at_its_endpoint_and_nothing_else() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let neighbour = api.api.register("http://127.0.0.1:1", json!({})).await;
+    api.database
+        .execute("insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries, ready_since)
+                  select gen_random_uuid(), '+credit', g::text, 1, 'http://127.0.0.1:1/', 2, 6, now() + g * interval '1 hour'
+                  from generate_series(1, 5) g")
+        .await;
+    api.api.credit(neighbour).await;
+    let floor = chrono::Utc::now() + chrono::TimeDelta::minutes(150);
+
+    let claimed_with = async |endpoint: i64, level| {
+        let priority = Priority::parse("priority", level).unwrap();
+        let floors = vec![(EndpointId::from_stored(endpoint), priority, floor)];
+        let claimed = queue.claim(&Claim { floors, ..claim(1, 50) }).await.unwrap();
+        claimed.iter().map(|delivery| delivery.config_id.get()).collect::<Vec<_>>()
+    };
+
+    assert_eq!(claimed_with(1, 2).await, [1, 1, 1, neighbour]);
+    // of an endpoint without deliveries, or of another priority, it means nothing
+    assert_eq!(claimed_with(7, 2).await, [1, 1, 1]);
     api.stop().await;
 }
 

@@ -71,9 +71,23 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
         ("p_share", "50"),
         ("p_config_ids", "(array[7]::bigint[])"),
         ("p_rooms", "(array[0]::int[])"),
+        ("p_floor_keys", "(array[29]::bigint[])"),
+        ("p_floors", "(array[now()]::timestamptz[])"),
+        ("INTO queue_ids, abandoned_ats, config_revisions, limited, probes", ""),
+    ];
+    let taking = [
+        ("p_worker_id", "'w'"),
+        ("p_lease", "interval '5 min'"),
+        ("queue_ids", "'{}'::uuid[]"),
+        ("abandoned_ats", "'{}'::timestamptz[]"),
+        ("config_revisions", "'{}'::timestamptz[]"),
+        ("limited, probes", "'{}'::boolean[], '{}'::boolean[]"),
+        ("INTO leases", ""),
     ];
     for state in ["never analyzed", "analyzed"] {
-        let plan = plan_of(&database, "webhook_claim", "WITH due", ";\nEND", &arguments).await;
+        let choice = plan_of(&database, "webhook_claim", "WITH due AS (", ";", &arguments).await;
+        let taken = plan_of(&database, "webhook_claim", "WITH due AS MATERIALIZED", ";", &taking).await;
+        let plan = format!("{choice}\n{taken}");
         assert!(
             plan.contains("Index Scan using webhook_queue_open_ready")
                 || plan.contains("Index Only Scan using webhook_queue_open_ready"),

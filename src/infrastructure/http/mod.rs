@@ -30,12 +30,12 @@ pub use server::serve;
 pub use webhooks::parse_window;
 
 use self::error::ApiError;
-use self::operations::BacklogSample;
+use self::operations::{BacklogSample, CircuitGauges};
 use super::postgres::Database;
 use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
-use crate::application::ports::DeliveryRecords;
+use crate::application::ports::{CircuitStore, DeliveryRecords};
 
 /// Names a request in answers and logs.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -60,6 +60,8 @@ pub struct Operations {
     metrics: PrometheusHandle,
     records: Arc<dyn DeliveryRecords>,
     backlog: Arc<BacklogSample>,
+    circuits: Arc<dyn CircuitStore>,
+    circuit_gauges: Arc<CircuitGauges>,
     ready_age_max: Duration,
 }
 
@@ -68,6 +70,8 @@ impl Operations {
     pub fn new(database: Database, metrics: PrometheusHandle, ready_age_max: Duration) -> Self {
         let records: Arc<dyn DeliveryRecords> = Arc::new(database.clone());
         Self {
+            circuits: Arc::new(database.clone()),
+            circuit_gauges: Arc::default(),
             database,
             metrics,
             backlog: Arc::new(BacklogSample::new(records.clone())),

@@ -1,24 +1,27 @@
 //! Health and metrics, for operators and their tools.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use metrics::Gauge;
 use serde::Serialize;
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::Operations;
-use crate::application::ports::{Backlog, DeliveryRecords, StoreError};
+use crate::application::ports::{Backlog, DeliveryRecords, HeldCircuit, StoreError};
 
 const TAG: &str = "operations";
 /// How old the backlog may be that metrics tell of, at least.
 const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
 /// Reading it costs more the larger it is; it is read so seldom that this many times the cost lies in between.
 const BACKLOG_REST: u32 = 20;
+/// How many circuits metrics tell of, of those that are not closed.
+const CIRCUITS_MAX: usize = 1_000;
 
 /// How much is waiting, read at most every few seconds.
 pub struct BacklogSample {
@@ -48,6 +51,30 @@ impl BacklogSample {
                 *last = Some(Sample { backlog, good_until: Instant::now() + rest });
                 Ok(backlog)
             }
+        }
+    }
+}
+
+/// Gauges of the circuits that are not closed.
+#[derive(Default)]
+pub struct CircuitGauges {
+    shown: std::sync::Mutex<Vec<Gauge>>,
+}
+
+impl CircuitGauges {
+    /// Shows these, and no longer those that were shown before.
+    fn show(&self, circuits: &[HeldCircuit]) {
+        // a panic elsewhere leaves plain gauges behind
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for gauge in shown.drain(..) {
+            gauge.set(0.0);
+        }
+        for HeldCircuit { config_id, circuit } in circuits {
+            let reason = if circuit.probe_at.is_some() { "failures" } else { "by_hand" };
+            let gauge = metrics::gauge!("webhook_circuit_held",
+                "config_id" => config_id.to_string(), "state" => circuit.state.as_str(), "reason" => reason);
+            gauge.set(1.0);
+            shown.push(gauge);
         }
     }
 }
@@ -151,6 +178,9 @@ pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse 
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
             metrics::gauge!("webhook_queue_depth", "state" => state).set(depth as f64);
         }
+    }
+    if let Ok(circuits) = operations.circuits.held(CIRCUITS_MAX).await {
+        operations.circuit_gauges.show(&circuits);
     }
     if let Ok(age) = operations.records.oldest_ready_age().await {
         metrics::gauge!("webhook_oldest_ready_age_seconds").set(age.unwrap_or_default().as_secs_f64());

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::application::ports::Statistics;
 use crate::domain::attempt::Attempt;
+use crate::domain::circuit::CircuitParts;
 use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery};
 use crate::domain::endpoint::{Endpoint, EndpointParts, EndpointUrl};
 use crate::domain::event::{Event, EventParts};
@@ -202,6 +203,8 @@ impl From<Delivery> for DeliveryView {
 pub struct AttemptView {
     /// 0 is the first, 1 to 6 are retries.
     attempt: u8,
+    /// Whether it was a probe of an open circuit that failed: it used up no attempt, so another has this number too.
+    probe: bool,
     /// When it began.
     started_at: DateTime<Utc>,
     /// When it ended.
@@ -220,6 +223,7 @@ impl From<Attempt> for AttemptView {
     fn from(attempt: Attempt) -> Self {
         Self {
             attempt: attempt.number,
+            probe: attempt.probe,
             started_at: attempt.started_at,
             completed_at: attempt.completed_at,
             duration_ms: attempt.duration_ms,
@@ -352,13 +356,52 @@ pub struct ConfigBody {
     /// For events that name none: 0 (critical) to 3 (low).
     #[schema(example = 2)]
     priority: Option<i64>,
+    /// How many attempts may be under way at a time, in all processes together: 1 to 10,000; `null`: no limit.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<i64>, example = 50)]
+    max_in_flight: Option<Option<i64>>,
+    /// How many attempts may begin in a second, in all processes together: 1 to 100,000; `null`: no limit.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<i64>, example = 100)]
+    rate_limit_per_second: Option<Option<i64>>,
+    /// When its circuit opens, and when it is probed; also opens and closes it by hand.
+    #[serde(default)]
+    circuit: CircuitBody,
     /// `false`: deliveries are accepted and wait.
     #[schema(example = true)]
     enabled: Option<bool>,
 }
 
+/// What to change of a circuit: only what is there is changed.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CircuitBody {
+    /// `open`: deliveries wait until someone closes the circuit; `closed`: they are attempted. Of a new config it is
+    /// `closed`.
+    #[schema(example = "closed")]
+    state: Option<String>,
+    /// It opens when this share of attempts has failed: above 0 to 1; `null`: never by itself.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<f64>, example = 0.8)]
+    failure_rate: Option<Option<f64>>,
+    /// How far back attempts count for that: 1,000 to 3,600,000.
+    #[schema(example = 60_000)]
+    window_ms: Option<i64>,
+    /// How many attempts it takes at least: 1 to 10,000.
+    #[schema(example = 20)]
+    attempts_min: Option<i64>,
+    /// From the opening to the first probe: 100 to `cooldown_cap_ms`; doubled after each failed probe.
+    #[schema(example = 5_000)]
+    cooldown_ms: Option<i64>,
+    /// Upper bound of that: up to 86,400,000.
+    #[schema(example = 300_000)]
+    cooldown_cap_ms: Option<i64>,
+}
+
 /// Tells `null`, which removes a value, from a field that is missing, which keeps it.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
@@ -375,6 +418,16 @@ impl From<ConfigBody> for EndpointParts {
             retry_cap_ms: body.retry_cap_ms,
             retry_jitter: body.retry_jitter,
             priority: body.priority,
+            max_in_flight: body.max_in_flight,
+            rate_limit_per_second: body.rate_limit_per_second,
+            circuit: CircuitParts {
+                state: body.circuit.state,
+                failure_rate: body.circuit.failure_rate,
+                window_ms: body.circuit.window_ms,
+                attempts_min: body.circuit.attempts_min,
+                cooldown_ms: body.circuit.cooldown_ms,
+                cooldown_cap_ms: body.circuit.cooldown_cap_ms,
+            },
             enabled: body.enabled,
         }
     }
@@ -405,6 +458,12 @@ pub struct ConfigView {
     retry_jitter: f64,
     /// For events that name none.
     priority: u8,
+    /// How many attempts may be under way at a time; `null`: no limit.
+    max_in_flight: Option<u32>,
+    /// How many attempts may begin in a second; `null`: no limit.
+    rate_limit_per_second: Option<u32>,
+    /// Whether deliveries are let through.
+    circuit: CircuitView,
     /// `false`: deliveries are accepted and wait.
     enabled: bool,
     /// Why it is disabled, where the service itself did it.
@@ -413,6 +472,30 @@ pub struct ConfigView {
     created_at: DateTime<Utc>,
     /// When it last changed.
     updated_at: DateTime<Utc>,
+}
+
+/// A config's circuit, and when it opens.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CircuitView {
+    /// `closed`: deliveries are attempted; `open`: they wait; `half_open`: one of them is attempted, as a probe.
+    state: &'static str,
+    /// Why it is not closed.
+    reason: Option<String>,
+    /// When it last changed its state.
+    changed_at: Option<DateTime<Utc>>,
+    /// When the next probe is due, or when the one under way counts as lost; `null` while it is closed, and where it was
+    /// opened by hand.
+    probe_at: Option<DateTime<Utc>>,
+    /// It opens when this share of attempts has failed; `null`: never by itself.
+    failure_rate: Option<f64>,
+    /// How far back attempts count for that.
+    window_ms: u64,
+    /// How many attempts it takes at least.
+    attempts_min: u32,
+    /// From the opening to the first probe; doubled after each failed probe.
+    cooldown_ms: u64,
+    /// Upper bound of that.
+    cooldown_cap_ms: u64,
 }
 
 impl From<Endpoint> for ConfigView {
@@ -431,6 +514,19 @@ impl From<Endpoint> for ConfigView {
             retry_cap_ms: millis(settings.retry.cap()),
             retry_jitter: settings.retry.jitter(),
             priority: settings.priority.get(),
+            max_in_flight: settings.max_in_flight,
+            rate_limit_per_second: settings.rate_limit_per_second,
+            circuit: CircuitView {
+                state: endpoint.circuit.state.as_str(),
+                reason: endpoint.circuit.reason,
+                changed_at: endpoint.circuit.changed_at,
+                probe_at: endpoint.circuit.probe_at,
+                failure_rate: settings.circuit.failure_rate(),
+                window_ms: millis(settings.circuit.window()),
+                attempts_min: settings.circuit.attempts_min(),
+                cooldown_ms: millis(settings.circuit.cooldown()),
+                cooldown_cap_ms: millis(settings.circuit.cooldown_cap()),
+            },
             enabled: settings.enabled,
             disabled_reason: endpoint.disabled_reason,
             created_at: endpoint.created_at,

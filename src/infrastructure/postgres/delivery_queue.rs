@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{Database, ENGINE_LIMIT, from_micros, lacks_archive, micros, store_error, within};
 use crate::application::ports::{Claim, DeliveryQueue, Promotion, Settled, StoreError, Stored, Upkeep as _};
-use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, QueueId};
+use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::{DeadLetterReason, Verdict};
 
@@ -37,13 +38,21 @@ impl DeliveryQueue for Database {
             .iter()
             .map(|(endpoint, room)| (endpoint.get(), i32::try_from(*room).unwrap_or(i32::MAX)))
             .unzip();
+        // as webhook_claim has it
+        let (floor_keys, floors): (Vec<i64>, Vec<DateTime<Utc>>) = claim
+            .floors
+            .iter()
+            .map(|(endpoint, priority, floor)| (endpoint.get() * 4 + i64::from(priority.get()), *floor))
+            .unzip();
         let rows = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
             r#"-- queue.claim
             select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
                    event_id as "event_id!", webhook_url as "webhook_url!",
                    traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
-                   locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!"
-            from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5, $6, $7, $8)"#,
+                   locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!",
+                   priority as "priority!", ready_since as "ready_since!",
+                   limited as "limited!", probe as "probe!", starts_in_us as "starts_in_us!"
+            from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5, $6, $7, $8, $9, $10)"#,
             claim.worker_id.as_str(),
             limit,
             // the operator takes a double; a lease is exact in it
@@ -53,6 +62,8 @@ impl DeliveryQueue for Database {
             i32::try_from(claim.rooms.share).unwrap_or(i32::MAX),
             &listed,
             &rooms,
+            &floor_keys,
+            &floors,
         )
         .fetch_all(&mut *connection))?;
         let claimed_at = Instant::now();
@@ -69,6 +80,11 @@ impl DeliveryQueue for Database {
                 max_retries: u8::try_from(row.max_retries).map_err(inconsistent)?,
                 abandoned_for: row.abandoned_at.map(|at| (row.locked_at - at).to_std().unwrap_or_default()),
                 waited: from_micros(row.waited_us),
+                priority: Priority::parse("priority", row.priority.into()).map_err(inconsistent)?,
+                ready_since: row.ready_since,
+                limited: row.limited,
+                probe: row.probe,
+                starts_in: from_micros(row.starts_in_us),
                 claimed_at,
             })
         });
@@ -135,7 +151,7 @@ async fn insert(
         &column!(|d| d.url_params.as_str()) as &[&str],
         &column!(|d| i16::from(d.priority.get())),
         &column!(|d| i16::from(d.max_retries)),
-        &column!(|d| d.scheduled_at) as &[Option<chrono::DateTime<chrono::Utc>>],
+        &column!(|d| d.scheduled_at) as &[Option<DateTime<Utc>>],
         &column!(|d| d.correlation_id.as_deref()) as &[Option<&str>],
         &column!(|d| d.traceparent.as_deref()) as &[Option<&str>],
         &column!(|d| d.replay_of.map(QueueId::get)) as &[Option<Uuid>],
@@ -150,6 +166,7 @@ async fn insert(
 enum Ending {
     Retry,
     Terminal,
+    Probe,
 }
 
 /// Writes attempts in one transaction; answers the deliveries whose lease still held.
@@ -162,6 +179,7 @@ async fn settle_all(
         let ending = match attempt.verdict {
             Verdict::RetryIn(_) => Ending::Retry,
             Verdict::Completed | Verdict::DeadLetter(_) => Ending::Terminal,
+            Verdict::ProbeFailed => Ending::Probe,
         };
         groups.entry((attempt.number, ending)).or_default().push(attempt);
     }
@@ -222,6 +240,10 @@ async fn settle_group(
         Ending::Terminal => format!(
             "-- queue.settle\nselect * from webhook_settle_{number}_terminal($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
         ),
+        Ending::Probe => {
+            "-- queue.settle\nselect * from webhook_settle_probe($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+                .to_owned()
+        }
     };
     // the text holds nothing but a number from 0 to 6
     let query = sqlx::query_scalar::<_, Uuid>(AssertSqlSafe(statement))
@@ -237,16 +259,19 @@ async fn settle_group(
     let query = match ending {
         Ending::Retry => query.bind(column!(|a| match a.verdict {
             Verdict::RetryIn(delay) => micros(delay),
-            Verdict::Completed | Verdict::DeadLetter(_) => unreachable!("grouped by verdict"),
+            Verdict::Completed | Verdict::DeadLetter(_) | Verdict::ProbeFailed => {
+                unreachable!("grouped by verdict")
+            }
         })),
+        Ending::Probe => query,
         Ending::Terminal => query
             .bind(column!(|a| match a.verdict {
                 Verdict::DeadLetter(_) => "failed",
-                Verdict::Completed | Verdict::RetryIn(_) => "completed",
+                Verdict::Completed | Verdict::RetryIn(_) | Verdict::ProbeFailed => "completed",
             }))
             .bind(column!(|a| match a.verdict {
                 Verdict::DeadLetter(reason) => Some(reason.as_str()),
-                Verdict::Completed | Verdict::RetryIn(_) => None,
+                Verdict::Completed | Verdict::RetryIn(_) | Verdict::ProbeFailed => None,
             })),
     };
     Ok(query.fetch_all(connection).await?.into_iter().collect())

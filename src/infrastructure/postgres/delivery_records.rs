@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 use sqlx::{FromRow, Postgres, QueryBuilder, Row as _};
@@ -21,7 +23,8 @@ use crate::domain::statistics::DurationCounts;
 impl DeliveryRecords for Database {
     async fn find(&self, queue_id: QueueId) -> Result<Option<Delivery>, StoreError> {
         let row: Option<DeliveryRow> = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as(
-            "-- records.find\nselect * from webhook_queue where queue_id = $1"
+            "-- records.find
+select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q where q.queue_id = $1"
         )
         .bind(queue_id.get())
         .fetch_optional(&mut *connection))?;
@@ -169,8 +172,9 @@ fn millis(duration: Duration) -> u64 {
 
 /// Newest first: the order of the key, since ids are made in the order of time.
 fn list_query(filter: &DeliveryFilter, limit: usize) -> QueryBuilder<Postgres> {
-    let mut query =
-        QueryBuilder::new("-- records.list\nselect * from webhook_queue where deleted_at is null");
+    let mut query = QueryBuilder::new(
+        "-- records.list\nselect q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q where q.deleted_at is null",
+    );
     if let Some(status) = filter.status {
         // which partitions there are to look into follows from the second half
         query.push(" and status = ").push_bind(status.as_str());
@@ -221,6 +225,7 @@ impl FromRow<'_, PgRow> for DeliveryRow {
             let Some(started_at) = row.try_get(column("started_at").as_str())? else { break };
             attempts.push(Attempt {
                 number,
+                probe: false,
                 started_at,
                 completed_at: row.try_get(column("completed_at").as_str())?,
                 duration_ms: row.try_get(column("duration_ms").as_str())?,
@@ -229,6 +234,9 @@ impl FromRow<'_, PgRow> for DeliveryRow {
                 error: row.try_get(column("error").as_str())?,
             });
         }
+        let Json(probes): Json<Vec<ProbeRow>> = row.try_get("probes")?;
+        attempts.extend(probes.into_iter().map(Attempt::from));
+        attempts.sort_by_key(|attempt| attempt.started_at);
         Ok(Self(Delivery {
             queue_id: QueueId::new(row.try_get("queue_id")?),
             event_type: row.try_get("event_type")?,
@@ -249,5 +257,32 @@ impl FromRow<'_, PgRow> for DeliveryRow {
             completed_at: row.try_get("completed_at")?,
             attempts,
         }))
+    }
+}
+
+/// A failed probe, as `webhook_failed_probes` tells it.
+#[derive(Deserialize)]
+struct ProbeRow {
+    attempt: u8,
+    started_at: DateTime<Utc>,
+    completed_at: DateTime<Utc>,
+    duration_ms: Option<i32>,
+    http_status: Option<i16>,
+    response_body: Option<String>,
+    error: Option<String>,
+}
+
+impl From<ProbeRow> for Attempt {
+    fn from(row: ProbeRow) -> Self {
+        Self {
+            number: row.attempt,
+            probe: true,
+            started_at: row.started_at,
+            completed_at: Some(row.completed_at),
+            duration_ms: row.duration_ms,
+            http_status: row.http_status,
+            response_body: row.response_body,
+            error: row.error,
+        }
     }
 }

@@ -10,6 +10,7 @@ use tracing::error;
 
 use super::{Database, REQUEST_LIMIT, store_error, within};
 use crate::application::ports::{EndpointStore, StoreError};
+use crate::domain::circuit::{Circuit, CircuitCommand, CircuitParts, CircuitPolicy, OPENED_BY_HAND};
 use crate::domain::delivery::Priority;
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointSettings, EndpointUrl, ExtraHeaders};
 use crate::domain::invalid::Invalid;
@@ -24,11 +25,16 @@ impl EndpointStore for Database {
             EndpointRow,
             r#"-- endpoints.register
             insert into webhook_configs (name, postback_url, chargeback_url, headers, timeout_ms, max_retries,
-                                         retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                                         retry_base_ms, retry_cap_ms, retry_jitter, priority, max_in_flight,
+                                         rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
+                                         circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, enabled)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
             returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
-                      disabled_reason, created_at, updated_at, deleted_at"#,
+                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
+                      max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
+                      circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                      circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                      created_at, updated_at, deleted_at"#,
             row.name,
             row.postback_url,
             row.chargeback_url,
@@ -39,6 +45,13 @@ impl EndpointStore for Database {
             row.retry_cap_ms,
             row.retry_jitter,
             row.priority,
+            row.max_in_flight,
+            row.rate_limit_per_second,
+            row.circuit_failure_rate,
+            row.circuit_window_ms,
+            row.circuit_attempts_min,
+            row.circuit_cooldown_ms,
+            row.circuit_cooldown_cap_ms,
             row.enabled,
         )
         .fetch_one(&mut *connection)
@@ -53,8 +66,11 @@ impl EndpointStore for Database {
             EndpointRow,
             r#"-- endpoints.find
             select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
-                   disabled_reason, created_at, updated_at, deleted_at
+                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
+                   max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
+                   circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                   circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                   created_at, updated_at, deleted_at
             from webhook_configs
             where id = $1"#,
             id.get(),
@@ -70,8 +86,11 @@ impl EndpointStore for Database {
             EndpointRow,
             r#"-- endpoints.list
             select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
-                   disabled_reason, created_at, updated_at, deleted_at
+                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
+                   max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
+                   circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                   circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                   created_at, updated_at, deleted_at
             from webhook_configs
             where id > $1 and deleted_at is null
             order by id
@@ -96,6 +115,7 @@ impl EndpointStore for Database {
         id: EndpointId,
         revision: DateTime<Utc>,
         settings: &EndpointSettings,
+        command: Option<CircuitCommand>,
     ) -> Result<Option<Endpoint>, StoreError> {
         let row = EndpointColumns::from(settings);
         // a revision is never reused, even by two changes within one tick of the clock
@@ -105,13 +125,22 @@ impl EndpointStore for Database {
             r#"-- endpoints.change
             update webhook_configs
             set name = $3, postback_url = $4, chargeback_url = $5, headers = $6, timeout_ms = $7, max_retries = $8,
-                retry_base_ms = $9, retry_cap_ms = $10, retry_jitter = $11, priority = $12, enabled = $13,
-                disabled_reason = case when $13 then null else disabled_reason end,
+                retry_base_ms = $9, retry_cap_ms = $10, retry_jitter = $11, priority = $12, max_in_flight = $13,
+                rate_limit_per_second = $14, circuit_failure_rate = $15, circuit_window_ms = $16,
+                circuit_attempts_min = $17, circuit_cooldown_ms = $18, circuit_cooldown_cap_ms = $19, enabled = $20,
+                disabled_reason = case when $20 then null else disabled_reason end,
+                circuit_state = coalesce($21, circuit_state),
+                circuit_reason = case $21 when 'closed' then null when 'open' then $22 else circuit_reason end,
+                circuit_probe_at = case when $21::text is null then circuit_probe_at end,
+                circuit_changed_at = case when $21 <> circuit_state then now() else circuit_changed_at end,
                 updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
             where id = $1 and updated_at = $2 and deleted_at is null
             returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority, enabled,
-                      disabled_reason, created_at, updated_at, deleted_at"#,
+                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
+                      max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
+                      circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                      circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                      created_at, updated_at, deleted_at"#,
             id.get(),
             revision,
             row.name,
@@ -124,7 +153,19 @@ impl EndpointStore for Database {
             row.retry_cap_ms,
             row.retry_jitter,
             row.priority,
+            row.max_in_flight,
+            row.rate_limit_per_second,
+            row.circuit_failure_rate,
+            row.circuit_window_ms,
+            row.circuit_attempts_min,
+            row.circuit_cooldown_ms,
+            row.circuit_cooldown_cap_ms,
             row.enabled,
+            command.map(|command| match command {
+                CircuitCommand::Close => "closed",
+                CircuitCommand::Open => "open",
+            }),
+            OPENED_BY_HAND,
         )
         .fetch_optional(&mut *connection)
         })?;
@@ -157,6 +198,13 @@ struct EndpointColumns<'a> {
     retry_cap_ms: i32,
     retry_jitter: f64,
     priority: i16,
+    max_in_flight: Option<i32>,
+    rate_limit_per_second: Option<i32>,
+    circuit_failure_rate: Option<f64>,
+    circuit_window_ms: i32,
+    circuit_attempts_min: i32,
+    circuit_cooldown_ms: i32,
+    circuit_cooldown_cap_ms: i32,
     enabled: bool,
 }
 
@@ -165,6 +213,7 @@ impl<'a> From<&'a EndpointSettings> for EndpointColumns<'a> {
         let millis = |duration: Duration| {
             i32::try_from(duration.as_millis()).expect("the domain keeps it below a day")
         };
+        let count = |count: u32| i32::try_from(count).expect("the domain keeps it small");
         Self {
             name: &settings.name,
             postback_url: settings.postback_url.as_ref().map(EndpointUrl::as_str),
@@ -176,6 +225,13 @@ impl<'a> From<&'a EndpointSettings> for EndpointColumns<'a> {
             retry_cap_ms: millis(settings.retry.cap()),
             retry_jitter: settings.retry.jitter(),
             priority: settings.priority.get().into(),
+            max_in_flight: settings.max_in_flight.map(count),
+            rate_limit_per_second: settings.rate_limit_per_second.map(count),
+            circuit_failure_rate: settings.circuit.failure_rate(),
+            circuit_window_ms: millis(settings.circuit.window()),
+            circuit_attempts_min: count(settings.circuit.attempts_min()),
+            circuit_cooldown_ms: millis(settings.circuit.cooldown()),
+            circuit_cooldown_cap_ms: millis(settings.circuit.cooldown_cap()),
             enabled: settings.enabled,
         }
     }
@@ -194,6 +250,17 @@ struct EndpointRow {
     retry_cap_ms: i32,
     retry_jitter: f64,
     priority: i16,
+    max_in_flight: Option<i32>,
+    rate_limit_per_second: Option<i32>,
+    circuit_failure_rate: Option<f64>,
+    circuit_window_ms: i32,
+    circuit_attempts_min: i32,
+    circuit_cooldown_ms: i32,
+    circuit_cooldown_cap_ms: i32,
+    circuit_state: String,
+    circuit_reason: Option<String>,
+    circuit_changed_at: Option<DateTime<Utc>>,
+    circuit_probe_at: Option<DateTime<Utc>>,
     enabled: bool,
     disabled_reason: Option<String>,
     created_at: DateTime<Utc>,
@@ -219,11 +286,28 @@ impl TryFrom<EndpointRow> for Endpoint {
                 Some(row.retry_jitter),
             )?,
             priority: Priority::parse("priority", row.priority.into())?,
+            max_in_flight: row.max_in_flight.map(i32::unsigned_abs),
+            rate_limit_per_second: row.rate_limit_per_second.map(i32::unsigned_abs),
+            circuit: CircuitPolicy::default().changed(&CircuitParts {
+                state: None,
+                failure_rate: Some(row.circuit_failure_rate),
+                window_ms: Some(row.circuit_window_ms.into()),
+                attempts_min: Some(row.circuit_attempts_min.into()),
+                cooldown_ms: Some(row.circuit_cooldown_ms.into()),
+                cooldown_cap_ms: Some(row.circuit_cooldown_cap_ms.into()),
+            })?,
             enabled: row.enabled,
+        };
+        let circuit = Circuit {
+            state: row.circuit_state.parse()?,
+            reason: row.circuit_reason,
+            changed_at: row.circuit_changed_at,
+            probe_at: row.circuit_probe_at,
         };
         Ok(Self {
             id: EndpointId::from_stored(row.id),
             settings,
+            circuit,
             disabled_reason: row.disabled_reason,
             created_at: row.created_at,
             updated_at: row.updated_at,

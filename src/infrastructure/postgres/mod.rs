@@ -1,5 +1,6 @@
 //! The repositories on PostgreSQL, and what they share: pools, time limits, migrations, the meaning of errors.
 
+mod circuits;
 mod delivery_queue;
 mod delivery_records;
 mod endpoints;

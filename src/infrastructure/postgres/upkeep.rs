@@ -9,8 +9,8 @@ use crate::application::ports::{StoreError, Upkeep};
 
 /// How many days of archives are made ahead.
 const ARCHIVE_DAYS_AHEAD: i32 = 7;
-/// How many event keys are forgotten at a time.
-const KEYS_MAX: i32 = 10_000;
+/// How many event keys, or failed probes, are forgotten at a time.
+const ROWS_MAX: i32 = 10_000;
 /// How many orphans are cancelled at a time: each time costs a walk over the open deliveries.
 const ORPHANS_MAX: i32 = 20_000;
 /// How many transactions are counted at a time; each settled at most a few hundred deliveries.
@@ -69,12 +69,30 @@ impl Upkeep for Database {
                 r#"-- upkeep.forget_events
                 select webhook_forget_events($1 * interval '1 second', $2) as "forgotten!""#,
                 retention.as_secs_f64(),
-                KEYS_MAX,
+                ROWS_MAX,
             )
             .fetch_one(&mut *connection))?
             .unsigned_abs();
             total += forgotten;
-            if forgotten < u64::from(KEYS_MAX.unsigned_abs()) {
+            if forgotten < u64::from(ROWS_MAX.unsigned_abs()) {
+                return Ok(total);
+            }
+        }
+    }
+
+    async fn forget_probes(&self, retention: Duration) -> Result<u64, StoreError> {
+        let mut total = 0;
+        loop {
+            let forgotten = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+                r#"-- upkeep.forget_probes
+                select webhook_forget_probes($1 * interval '1 second', $2) as "forgotten!""#,
+                retention.as_secs_f64(),
+                ROWS_MAX,
+            )
+            .fetch_one(&mut *connection))?
+            .unsigned_abs();
+            total += forgotten;
+            if forgotten < u64::from(ROWS_MAX.unsigned_abs()) {
                 return Ok(total);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -18,6 +18,7 @@ pub struct Arrival {
     /// Path and query.
     pub uri: String,
     pub headers: HeaderMap,
+    pub at: Instant,
 }
 
 /// How a request is answered.
@@ -55,6 +56,8 @@ struct Script {
     arrivals: Vec<Arrival>,
     replies: VecDeque<Reply>,
     default: Option<Reply>,
+    in_flight: usize,
+    in_flight_max: usize,
 }
 
 /// A running receiver on a free port of 127.0.0.1.
@@ -90,6 +93,17 @@ impl TestReceiver {
         self.script.lock().unwrap().arrivals.clone()
     }
 
+    /// The most requests that were unanswered at a time.
+    pub fn in_flight_max(&self) -> usize {
+        self.script.lock().unwrap().in_flight_max
+    }
+
+    /// Begins to look for that anew.
+    pub fn forget_in_flight_max(&self) {
+        let mut script = self.script.lock().unwrap();
+        script.in_flight_max = script.in_flight;
+    }
+
     /// How many requests arrived so far.
     pub fn count(&self) -> usize {
         self.script.lock().unwrap().arrivals.len()
@@ -103,13 +117,17 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> R
             method: request.method().clone(),
             uri: request.uri().to_string(),
             headers: request.headers().clone(),
+            at: Instant::now(),
         });
+        script.in_flight += 1;
+        script.in_flight_max = script.in_flight_max.max(script.in_flight);
         let scripted = script.replies.pop_front();
         scripted.or_else(|| script.default.clone()).unwrap_or_else(|| Reply::status(200))
     };
     if !reply.delay.is_zero() {
         tokio::time::sleep(reply.delay).await;
     }
+    script.lock().unwrap().in_flight -= 1;
     let mut response = Response::new(Body::from(reply.body));
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap();
     for (name, value) in reply.headers {

@@ -1,0 +1,337 @@
+//! Circuits: an endpoint that keeps failing is left alone, but for a probe now and then, until one succeeds.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+
+use super::invalid::{Faults, Invalid};
+
+/// How far back attempts may count.
+const WINDOW_MS: (i64, i64) = (1_000, 3_600_000);
+/// How many attempts may be asked for.
+const ATTEMPTS_MIN: (i64, i64) = (1, 10_000);
+/// How long a circuit may cool down.
+const COOLDOWN_MS: (i64, i64) = (100, 86_400_000);
+
+/// When an endpoint's circuit opens, and when it is probed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CircuitPolicy {
+    failure_rate: Option<f64>,
+    window: Duration,
+    attempts_min: u32,
+    cooldown: Duration,
+    cooldown_cap: Duration,
+}
+
+impl Default for CircuitPolicy {
+    /// Opens when 4 of 5 attempts of the last minute have failed, of at least 20; the first probe is due 5 s later.
+    fn default() -> Self {
+        Self {
+            failure_rate: Some(0.8),
+            window: Duration::from_mins(1),
+            attempts_min: 20,
+            cooldown: Duration::from_secs(5),
+            cooldown_cap: Duration::from_mins(5),
+        }
+    }
+}
+
+/// The parts of a policy, unchecked, and the state that someone wants. Only what is there is changed.
+#[derive(Debug, Clone, Default)]
+pub struct CircuitParts {
+    /// `open` or `closed`.
+    pub state: Option<String>,
+    /// Above 0 to 1; inner `None`: it never opens by itself.
+    pub failure_rate: Option<Option<f64>>,
+    /// 1,000 to 3,600,000.
+    pub window_ms: Option<i64>,
+    /// 1 to 10,000.
+    pub attempts_min: Option<i64>,
+    /// 100 to `cooldown_cap_ms`.
+    pub cooldown_ms: Option<i64>,
+    /// `cooldown_ms` to 86,400,000.
+    pub cooldown_cap_ms: Option<i64>,
+}
+
+impl CircuitPolicy {
+    /// This policy with `parts` in place of what they name.
+    pub fn changed(self, parts: &CircuitParts) -> Result<Self, Invalid> {
+        let mut faults = Faults::default();
+        let mut number = |field: &str, given: Option<i64>, (min, max): (i64, i64), kept: u64| match given {
+            None => kept,
+            Some(number) if (min..=max).contains(&number) => number.unsigned_abs(),
+            Some(_) => {
+                faults.push(format!("circuit.{field}"), format!("must be from {min} to {max}"));
+                kept
+            }
+        };
+        let window = number("window_ms", parts.window_ms, WINDOW_MS, millis(self.window));
+        let attempts_min = number("attempts_min", parts.attempts_min, ATTEMPTS_MIN, self.attempts_min.into());
+        let cooldown = number("cooldown_ms", parts.cooldown_ms, COOLDOWN_MS, millis(self.cooldown));
+        let cooldown_cap =
+            number("cooldown_cap_ms", parts.cooldown_cap_ms, COOLDOWN_MS, millis(self.cooldown_cap));
+        if cooldown_cap < cooldown {
+            faults.push("circuit.cooldown_cap_ms", "must not be below circuit.cooldown_ms");
+        }
+        let failure_rate = parts.failure_rate.unwrap_or(self.failure_rate);
+        if failure_rate.is_some_and(|rate| !(rate > 0.0 && rate <= 1.0)) {
+            faults.push("circuit.failure_rate", "must be above 0, to 1, or null");
+        }
+        faults.into_result()?;
+        Ok(Self {
+            failure_rate,
+            window: Duration::from_millis(window),
+            attempts_min: u32::try_from(attempts_min).expect("it is checked"),
+            cooldown: Duration::from_millis(cooldown),
+            cooldown_cap: Duration::from_millis(cooldown_cap),
+        })
+    }
+
+    /// Share of failed attempts from which on it opens; `None`: only by hand.
+    pub fn failure_rate(&self) -> Option<f64> {
+        self.failure_rate
+    }
+
+    /// How far back attempts count.
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
+    /// How many attempts it takes at least.
+    pub fn attempts_min(&self) -> u32 {
+        self.attempts_min
+    }
+
+    /// From the opening to the first probe; doubled after each failed probe.
+    pub fn cooldown(&self) -> Duration {
+        self.cooldown
+    }
+
+    /// Upper bound of that.
+    pub fn cooldown_cap(&self) -> Duration {
+        self.cooldown_cap
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether deliveries are let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CircuitState {
+    /// All are.
+    Closed,
+    /// None is.
+    Open,
+    /// One is: a probe is under way.
+    HalfOpen,
+}
+
+impl CircuitState {
+    /// As it is spelled in the API and stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
+impl fmt::Display for CircuitState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for CircuitState {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        [Self::Closed, Self::Open, Self::HalfOpen]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| Invalid::field("circuit.state", "must be closed, open or half_open"))
+    }
+}
+
+/// What someone does to a circuit by hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CircuitCommand {
+    /// Lets everything through.
+    Close,
+    /// Lets nothing through, and no probe, until it is closed.
+    Open,
+}
+
+impl CircuitCommand {
+    /// Accepts the state that it leads to.
+    pub fn parse(state: &str) -> Result<Self, Invalid> {
+        match state {
+            "closed" => Ok(Self::Close),
+            "open" => Ok(Self::Open),
+            _ => Err(Invalid::field("circuit.state", "must be open or closed")),
+        }
+    }
+}
+
+/// Why a circuit is open that someone opened.
+pub const OPENED_BY_HAND: &str = "opened by hand";
+
+/// An endpoint's circuit as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Circuit {
+    /// Whether deliveries are let through.
+    pub state: CircuitState,
+    /// Why it is not closed.
+    pub reason: Option<String>,
+    /// When it last changed its state.
+    pub changed_at: Option<DateTime<Utc>>,
+    /// When the next probe is due, or when the one under way counts as lost.
+    pub probe_at: Option<DateTime<Utc>>,
+}
+
+/// How a window is divided: what falls out of it does so in this many steps.
+const SLICES: u32 = 10;
+
+/// The attempts of an endpoint in the last while, counted.
+#[derive(Debug)]
+pub struct AttemptWindow {
+    begun: Instant,
+    /// Number of the slice that is being filled, since `begun`.
+    current: u128,
+    slices: [Slice; SLICES as usize],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Slice {
+    failed: u32,
+    all: u32,
+}
+
+impl AttemptWindow {
+    /// An empty one.
+    pub fn new(now: Instant) -> Self {
+        Self { begun: now, current: 0, slices: [Slice::default(); SLICES as usize] }
+    }
+
+    /// Counts an attempt that ended `now`. Answers why the circuit should open, if it should.
+    pub fn count(&mut self, now: Instant, failed: bool, policy: &CircuitPolicy) -> Option<String> {
+        self.forget_what_is_old(now, policy.window);
+        let slice = self.slice(self.current);
+        slice.all += 1;
+        slice.failed += u32::from(failed);
+        let Slice { failed, all } = self.sum();
+        let opens = all >= policy.attempts_min
+            && policy.failure_rate.is_some_and(|rate| f64::from(failed) >= rate * f64::from(all));
+        opens.then(|| {
+            let window = policy.window.as_secs();
+            format!("{failed} of {all} attempts failed within {window} s")
+        })
+    }
+
+    /// Whether nothing in it has failed.
+    pub fn is_clean(&self) -> bool {
+        self.sum().failed == 0
+    }
+
+    fn sum(&self) -> Slice {
+        self.slices.iter().fold(Slice::default(), |sum, slice| Slice {
+            failed: sum.failed + slice.failed,
+            all: sum.all + slice.all,
+        })
+    }
+
+    fn forget_what_is_old(&mut self, now: Instant, window: Duration) {
+        let length = (window / SLICES).max(Duration::from_millis(1));
+        let current =
+            (now.saturating_duration_since(self.begun).as_nanos() / length.as_nanos()).max(self.current);
+        for reused in (self.current + 1..=current).take(SLICES as usize) {
+            *self.slice(reused) = Slice::default();
+        }
+        self.current = current;
+    }
+
+    fn slice(&mut self, number: u128) -> &mut Slice {
+        let index = usize::try_from(number % u128::from(SLICES)).expect("it is below SLICES");
+        &mut self.slices[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(parts: &CircuitParts) -> CircuitPolicy {
+        CircuitPolicy::default().changed(parts).unwrap()
+    }
+
+    #[test]
+    fn it_opens_at_the_rate_but_not_before_there_are_enough_attempts() {
+        let policy = policy(&CircuitParts {
+            failure_rate: Some(Some(0.5)),
+            attempts_min: Some(10),
+            ..CircuitParts::default()
+        });
+        let now = Instant::now();
+        let mut window = AttemptWindow::new(now);
+        for n in 1..10 {
+            assert_eq!(window.count(now, n % 2 == 0, &policy), None, "attempt {n}");
+        }
+        assert_eq!(window.count(now, true, &policy).unwrap(), "5 of 10 attempts failed within 60 s");
+
+        let mut healthy = AttemptWindow::new(now);
+        assert!((0..100).all(|n| healthy.count(now, n % 3 == 0, &policy).is_none()));
+    }
+
+    #[test]
+    fn what_is_older_than_the_window_does_not_count() {
+        let policy = policy(&CircuitParts { attempts_min: Some(2), ..CircuitParts::default() });
+        let begun = Instant::now();
+        let mut window = AttemptWindow::new(begun);
+        assert_eq!(window.count(begun, true, &policy), None);
+        assert_eq!(window.count(begun + Duration::from_secs(61), true, &policy), None);
+        assert!(window.count(begun + Duration::from_secs(70), true, &policy).is_some());
+        assert_eq!(window.count(begun + Duration::from_hours(24), false, &policy), None);
+        assert!(window.is_clean());
+    }
+
+    #[test]
+    fn without_a_rate_it_never_opens_by_itself() {
+        let policy = policy(&CircuitParts { failure_rate: Some(None), ..CircuitParts::default() });
+        let now = Instant::now();
+        let mut window = AttemptWindow::new(now);
+        assert!((0..1_000).all(|_| window.count(now, true, &policy).is_none()));
+    }
+
+    #[test]
+    fn a_policy_out_of_bounds_is_refused_field_by_field() {
+        let parts = CircuitParts {
+            failure_rate: Some(Some(0.0)),
+            window_ms: Some(1),
+            attempts_min: Some(0),
+            cooldown_ms: Some(2_000),
+            cooldown_cap_ms: Some(1_000),
+            ..CircuitParts::default()
+        };
+        let invalid = CircuitPolicy::default().changed(&parts).unwrap_err();
+        let mut fields: Vec<_> = invalid.errors().iter().map(|error| error.field.as_str()).collect();
+        fields.sort_unstable();
+        let all = ["attempts_min", "cooldown_cap_ms", "failure_rate", "window_ms"];
+        assert_eq!(fields, all.map(|field| format!("circuit.{field}")));
+        for rate in [f64::NAN, -0.1, 1.1] {
+            let parts = CircuitParts { failure_rate: Some(Some(rate)), ..CircuitParts::default() };
+            assert!(CircuitPolicy::default().changed(&parts).is_err());
+        }
+    }
+
+    #[test]
+    fn nobody_half_opens_a_circuit_by_hand() {
+        assert_eq!(CircuitCommand::parse("open"), Ok(CircuitCommand::Open));
+        assert_eq!(CircuitCommand::parse("closed"), Ok(CircuitCommand::Close));
+        assert!(CircuitCommand::parse("half_open").is_err());
+    }
+}

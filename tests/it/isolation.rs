@@ -1,0 +1,298 @@
+//! Endpoints apart from each other: circuits, limits, and what is held back by them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use webhook_processor::infrastructure::service::Role;
+
+use crate::support::eventually;
+use crate::support::postgres::TestDatabase;
+use crate::support::receiver::{Reply, TestReceiver};
+use crate::support::service::{ApiClient, TestService};
+
+/// A circuit that opens at the third failure in a row, and is probed soon.
+fn touchy() -> Value {
+    json!({"retry_base_ms": 1, "retry_cap_ms": 1,
+           "circuit": {"failure_rate": 0.5, "attempts_min": 3, "cooldown_ms": 100, "cooldown_cap_ms": 200}})
+}
+
+async fn circuit(api: &ApiClient, config: i64) -> Value {
+    api.get(&format!("/api/webhooks/{config}")).await.json()["circuit"].clone()
+}
+
+/// The circuit, once it is in this state.
+async fn circuit_in(api: &ApiClient, config: i64, state: &str) -> Value {
+    eventually(&format!("circuit {state}"), async || {
+        let circuit = circuit(api, config).await;
+        (circuit["state"] == state).then_some(circuit)
+    })
+    .await
+}
+
+async fn credits(api: &ApiClient, config: i64, count: usize) {
+    let events = vec![json!({"event_type": "+credit", "config_id": config}); count];
+    for batch in events.chunks(1000) {
+        let answer = api.post("/webhooks/batch", json!(batch)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+}
+
+async fn completed(service: &TestService, count: i64) {
+    eventually(&format!("{count} completed"), async || {
+        let completed: i64 =
+            service.database.scalar("select count(*) from webhook_queue where status = 'completed'").await;
+        (completed == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_circuit_opens_after_failures_holds_deliveries_without_attempts_and_closes_on_success() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let config = service.api.register(&receiver.url, touchy()).await;
+    assert_eq!(circuit(&service.api, config).await["state"], "closed");
+    receiver.reply_always(Reply::status(503));
+
+    credits(&service.api, config, 30).await;
+    let open = eventually("a failed probe", async || {
+        let circuit = circuit(&service.api, config).await;
+        (circuit["reason"] == "the last probe failed: the receiver answered 503").then_some(circuit)
+    })
+    .await;
+    assert_ne!(open["state"], "closed");
+    assert!(open["probe_at"].is_string() && open["changed_at"].is_string(), "{open}");
+    let metrics = service.api.get("/metrics").await.text;
+    assert!(metrics.contains(&format!("webhook_circuit_held{{config_id=\"{config}\"")), "{metrics}");
+    let failed_probes = eventually("more failed probes", async || {
+        let probes: i64 = service.database.scalar("select count(*) from webhook_probes").await;
+        (probes >= 5).then_some(probes)
+    })
+    .await;
+    // those that were under way when it opened have used up attempts, and nothing since
+    let used_up: i64 =
+        service.database.scalar("select sum(retry_count)::bigint from webhook_queue_open").await;
+    assert!(used_up <= 30 * 2, "{used_up} attempts beside {failed_probes} probes");
+
+    receiver.reply_always(Reply::status(200));
+    completed(&service, 30).await;
+    let closed = circuit(&service.api, config).await;
+    assert_eq!(
+        (&closed["state"], &closed["reason"], &closed["probe_at"]),
+        (&json!("closed"), &Value::Null, &Value::Null)
+    );
+    // every request is in the audit
+    let audited: i64 = service.database.scalar("select count(*) from webhook_attempts").await;
+    assert_eq!(usize::try_from(audited).unwrap(), receiver.count());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_lone_delivery_outlives_any_number_of_failed_probes() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let mut settings = touchy();
+    settings["circuit"]["attempts_min"] = json!(1);
+    settings["max_retries"] = json!(1);
+    let config = service.api.register(&receiver.url, settings).await;
+    receiver.reply_with((0..12).map(|_| Reply::status(500).body("down")));
+
+    let queue_id = service.api.credit(config).await;
+    let delivery = service.api.delivery_in(&queue_id, "completed").await;
+
+    let attempts = delivery["attempts"].as_array().unwrap();
+    assert_eq!((attempts.len(), receiver.count()), (13, 13));
+    let probes: Vec<_> = attempts.iter().filter(|attempt| attempt["probe"] == true).collect();
+    assert_eq!(probes.len(), 11);
+    assert!(probes.iter().all(|probe| probe["attempt"] == 1
+        && probe["http_status"] == 500
+        && probe["response_body"] == "down"
+        && probe["duration_ms"].is_number()));
+    let numbers: Vec<_> = attempts.iter().filter(|a| a["probe"] == false).map(|a| &a["attempt"]).collect();
+    assert_eq!(numbers, [&json!(0), &json!(1)]);
+    assert_eq!(delivery["retry_count"], 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_circuit_is_opened_and_closed_by_hand() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let config = service.api.register(&receiver.url, json!({})).await;
+    let path = format!("/api/webhooks/{config}");
+    let opened = service.api.patch(&path, json!({"circuit": {"state": "open"}})).await.json();
+    let expected = (&json!("open"), &json!("opened by hand"), &Value::Null);
+    let shown = &opened["circuit"];
+    assert_eq!((&shown["state"], &shown["reason"], &shown["probe_at"]), expected);
+
+    let held = service.api.credit(config).await;
+    let other = service.api.register(&receiver.url, json!({})).await;
+    let flowing = service.api.credit(other).await;
+    service.api.delivery_in(&flowing, "completed").await;
+    assert_eq!(receiver.count(), 1);
+    assert_eq!(service.api.get(&format!("/webhooks/{held}")).await.json()["status"], "pending");
+    // what is held on purpose is no sign of trouble
+    assert_eq!(service.api.get("/health/ready").await.status, 200);
+    let metrics = service.api.get("/metrics").await.text;
+    let gauge = format!("webhook_circuit_held{{config_id=\"{config}\",state=\"open\",reason=\"by_hand\"}}");
+    assert!(metrics.contains(&format!("{gauge} 1")), "{metrics}");
+
+    // a change of something else leaves it open
+    service.api.patch(&path, json!({"name": "renamed"})).await;
+    assert_eq!(circuit(&service.api, config).await["state"], "open");
+    service.api.patch(&path, json!({"circuit": {"state": "closed"}})).await;
+    service.api.delivery_in(&held, "completed").await;
+    assert!(service.api.get("/metrics").await.text.contains(&format!("{gauge} 0")));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn processes_share_a_circuit_and_send_one_probe_at_a_time() {
+    let (receiver, first) = (TestReceiver::start().await, TestService::start().await);
+    let second = TestService::start_with(Role::Serve, first.database.clone(), &[]).await;
+    let config = first.api.register(&receiver.url, touchy()).await;
+    receiver.reply_always(Reply::status(500));
+    credits(&first.api, config, 20).await;
+    circuit_in(&second.api, config, "open").await;
+    // what was under way when it opened has ended
+    eventually("nothing but probes", async || {
+        let leased: i64 = first
+            .database
+            .scalar("select count(*) from webhook_queue_open where status = 'processing'")
+            .await;
+        (leased <= 1).then_some(())
+    })
+    .await;
+
+    let begun = receiver.count();
+    receiver.forget_in_flight_max();
+    receiver.reply_always(Reply::status(500).after(Duration::from_millis(150)));
+    eventually("some probes", async || (receiver.count() >= begun + 4).then_some(())).await;
+    assert_eq!(receiver.in_flight_max(), 1);
+
+    receiver.reply_always(Reply::status(200));
+    completed(&first, 20).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_failure_rate_a_circuit_stays_closed() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let config = service
+        .api
+        .register(
+            &receiver.url,
+            json!({"max_retries": 0, "circuit": {"failure_rate": null, "attempts_min": 1}}),
+        )
+        .await;
+    receiver.reply_always(Reply::status(500));
+    credits(&service.api, config, 30).await;
+    eventually("30 dead letters", async || {
+        let failed: i64 =
+            service.database.scalar("select count(*) from webhook_queue where status = 'failed'").await;
+        (failed == 30).then_some(())
+    })
+    .await;
+    assert_eq!(circuit(&service.api, config).await["state"], "closed");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_are_in_flight_than_the_limit_in_all_processes_together() {
+    let (receiver, first) = (TestReceiver::start().await, TestService::start().await);
+    let second = TestService::start_with(Role::Serve, first.database.clone(), &[]).await;
+    receiver.reply_always(Reply::status(200).after(Duration::from_millis(5)));
+    let config = first.api.register(&receiver.url, json!({"max_in_flight": 3})).await;
+    // of two priorities: the limit is of both together
+    let urgent: Vec<_> =
+        (0..100).map(|_| json!({"event_type": "+credit", "config_id": config, "priority": 0})).collect();
+    tokio::join!(credits(&first.api, config, 200), credits(&second.api, config, 200), async {
+        assert_eq!(second.api.post("/webhooks/batch", json!(urgent)).await.status, 200);
+    },);
+    completed(&first, 500).await;
+    assert_eq!(receiver.in_flight_max(), 3);
+
+    // raised while it works, it counts at once; and the first limit does not linger
+    receiver.forget_in_flight_max();
+    first.api.patch(&format!("/api/webhooks/{config}"), json!({"max_in_flight": 5})).await;
+    receiver.reply_always(Reply::status(200).after(Duration::from_millis(20)));
+    credits(&first.api, config, 100).await;
+    completed(&first, 600).await;
+    assert_eq!(receiver.in_flight_max(), 5);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn attempts_begin_no_faster_than_the_rate_in_all_processes_together() {
+    let (receiver, first) = (TestReceiver::start().await, TestService::start().await);
+    let second = TestService::start_with(Role::Serve, first.database.clone(), &[]).await;
+    let config = first.api.register(&receiver.url, json!({"rate_limit_per_second": 40})).await;
+    tokio::join!(credits(&first.api, config, 60), credits(&second.api, config, 60));
+    completed(&first, 120).await;
+
+    let arrivals = receiver.arrivals();
+    let took = arrivals[119].at - arrivals[0].at;
+    assert!(took >= Duration::from_secs(119).div_f64(40.0).mul_f64(0.9), "{took:?}");
+
+    // a slower limit counts at once, too
+    first.api.patch(&format!("/api/webhooks/{config}"), json!({"rate_limit_per_second": 10})).await;
+    credits(&first.api, config, 15).await;
+    completed(&first, 135).await;
+    let arrivals = receiver.arrivals();
+    let took = arrivals[134].at - arrivals[120].at;
+    assert!(took >= Duration::from_millis(1400).mul_f64(0.9), "{took:?}");
+
+    // and without one nothing is held back
+    first.api.patch(&format!("/api/webhooks/{config}"), json!({"rate_limit_per_second": null})).await;
+    credits(&first.api, config, 500).await;
+    completed(&first, 635).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_at_its_limit_holds_up_no_other() {
+    let (slow, quick, service) =
+        (TestReceiver::start().await, TestReceiver::start().await, TestService::start().await);
+    slow.reply_always(Reply::status(200).after(Duration::from_hours(1)));
+    let limited = service.api.register(&slow.url, json!({"max_in_flight": 2, "priority": 0})).await;
+    let paced = service.api.register(&slow.url, json!({"rate_limit_per_second": 1, "priority": 0})).await;
+    let plain = service.api.register(&quick.url, json!({})).await;
+    credits(&service.api, limited, 300).await;
+    credits(&service.api, paced, 300).await;
+    eventually("both at their limits", async || (slow.count() >= 3).then_some(())).await;
+    credits(&service.api, plain, 300).await;
+    completed(&service, 300).await;
+    assert_eq!(service.api.get("/health/ready").await.status, 200);
+    let leased: i64 = service
+        .database
+        .scalar("select count(*) from webhook_queue_open where status = 'processing' and config_id = 1")
+        .await;
+    assert_eq!(leased, 2);
+}
+
+#[tokio::test]
+async fn limits_and_circuits_out_of_bounds_are_refused_field_by_field() {
+    let service = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let config = json!({
+        "name": "c", "postback_url": "http://127.0.0.1:1/", "max_in_flight": 0, "rate_limit_per_second": 100_001,
+        "circuit": {"failure_rate": 2, "window_ms": 1},
+    });
+    let answer = service.api.post("/api/webhooks", config).await;
+    assert_eq!(answer.status, 422);
+    let expected = ["max_in_flight", "rate_limit_per_second", "circuit.window_ms", "circuit.failure_rate"];
+    assert_eq!(answer.fields(), expected);
+    for circuit in [json!({"state": "open"}), json!({"state": "ajar"})] {
+        let config = json!({"name": "c", "postback_url": "http://127.0.0.1:1/", "circuit": circuit});
+        assert_eq!(service.api.post("/api/webhooks", config).await.fields(), ["circuit.state"]);
+    }
+    let unknown = json!({"name": "c", "postback_url": "http://127.0.0.1:1/", "circuit": {"cooldown": 1}});
+    assert_eq!(service.api.post("/api/webhooks", unknown).await.fields(), ["circuit.cooldown"]);
+    let id = service.api.register("http://127.0.0.1:1", json!({"max_in_flight": 7})).await;
+    let path = format!("/api/webhooks/{id}");
+    let half = service.api.patch(&path, json!({"circuit": {"state": "half_open"}})).await;
+    assert_eq!(half.fields(), ["circuit.state"]);
+    let changed =
+        service.api.patch(&path, json!({"max_in_flight": null, "rate_limit_per_second": 5})).await.json();
+    assert_eq!((&changed["max_in_flight"], &changed["rate_limit_per_second"]), (&Value::Null, &json!(5)));
+    service.stop().await;
+}
