@@ -109,8 +109,8 @@ CREATE TYPE webhook_lease AS (
   queue_id uuid, config_id bigint, config_revision timestamptz, event_id text, webhook_url text,
   traceparent text, retry_count smallint, max_retries smallint,
   locked_at timestamptz, abandoned_at timestamptz, waited_us bigint,
-  priority smallint, ready_since timestamptz, limited boolean, probe boolean, starts_in_us bigint);
-COMMENT ON TYPE webhook_lease IS 'A lease, with what an attempt needs to know. limited: the endpoint has limits. probe: its circuit is not closed. starts_in_us: when the attempt may begin.';
+  priority smallint, ready_since timestamptz, probe boolean, in_flight_limited boolean, starts_in_us bigint);
+COMMENT ON TYPE webhook_lease IS 'A lease, with what an attempt needs to know. probe: the circuit is not closed. starts_in_us: when the attempt may begin, where the rate is limited.';
 
 -- How many deliveries of one endpoint a claim may take, where its circuit or its limits have a say. Claims take turns at
 -- such an endpoint: one that meets another there gets nothing. A claim serves it in its most urgent priority only, so that
@@ -206,13 +206,14 @@ DECLARE
   queue_ids uuid[];
   abandoned_ats timestamptz[];
   config_revisions timestamptz[];
-  limited boolean[];
   probes boolean[];
+  in_flight_limits int[];
+  rate_limits int[];
   leases webhook_lease[];
 BEGIN
   -- chosen as a whole before any is taken, since webhook_room looks at what is in flight
   WITH due AS (
-    SELECT d.queue_id, d.abandoned_at, e.config_revision, e.limited, e.probe
+    SELECT d.queue_id, d.abandoned_at, e.config_revision, e.probe, e.max_in_flight, e.rate_limit_per_second
     FROM generate_series(0, 3) AS p (priority)
     CROSS JOIN LATERAL (VALUES (p_after, 9223372036854775806), (0, p_after)) AS half (after, upto)
     CROSS JOIN LATERAL (
@@ -233,12 +234,11 @@ BEGIN
           WHERE f.key % 4 = p.priority AND f.key / 4 > ring.config_id AND f.key / 4 <= half.upto) AS floored (config_id)
         WHERE ring.config_id IS NOT NULL
       )
-      SELECT ring.config_id, c.config_revision, c.limited, c.probe
+      SELECT ring.config_id, c.*
       FROM ring
       CROSS JOIN LATERAL (
         SELECT c.updated_at AS config_revision,
-               num_nonnulls(c.max_in_flight, c.rate_limit_per_second) > 0 AND NOT p_held AS limited,
-               c.circuit_state <> 'closed' AND NOT p_held AS probe
+               c.circuit_state <> 'closed' AND NOT p_held AS probe, c.max_in_flight, c.rate_limit_per_second
         FROM webhook_configs c
         WHERE c.id = ring.config_id
           AND CASE WHEN p_held THEN NOT c.enabled OR c.circuit_state <> 'closed'
@@ -251,16 +251,18 @@ BEGIN
         AND (q.status = 'pending' AND NOT p_held OR q.lock_expires_at < now() AND NOT e.probe)
       ORDER BY q.ready_since
       LIMIT least(coalesce(p_rooms[array_position(p_config_ids, e.config_id)], p_share),
-                  CASE WHEN e.limited OR e.probe THEN webhook_room(e.config_id, p.priority, e.probe) END)
+                  CASE WHEN e.probe OR num_nonnulls(e.max_in_flight, e.rate_limit_per_second) > 0 AND NOT p_held
+                       THEN webhook_room(e.config_id, p.priority, e.probe) END)
       FOR UPDATE SKIP LOCKED) AS d
     LIMIT p_limit
   )
-  SELECT array_agg(due.queue_id), array_agg(due.abandoned_at), array_agg(due.config_revision), array_agg(due.limited), array_agg(due.probe)
-  INTO queue_ids, abandoned_ats, config_revisions, limited, probes FROM due;
+  SELECT array_agg(due.queue_id), array_agg(due.abandoned_at), array_agg(due.config_revision), array_agg(due.probe),
+         array_agg(due.max_in_flight), array_agg(due.rate_limit_per_second)
+  INTO queue_ids, abandoned_ats, config_revisions, probes, in_flight_limits, rate_limits FROM due;
 
   WITH due AS MATERIALIZED (
-    SELECT * FROM unnest(queue_ids, abandoned_ats, config_revisions, limited, probes)
-      AS due (queue_id, abandoned_at, config_revision, limited, probe)
+    SELECT * FROM unnest(queue_ids, abandoned_ats, config_revisions, probes, in_flight_limits, rate_limits)
+      AS due (queue_id, abandoned_at, config_revision, probe, max_in_flight, rate_limit_per_second)
   ), taken AS (
     UPDATE webhook_queue_open q
     SET status = 'processing', worker_id = p_worker_id, locked_at = now(), lock_expires_at = now() + p_lease, updated_at = now()
@@ -268,11 +270,11 @@ BEGIN
     RETURNING q.queue_id, q.config_id, due.config_revision, q.event_id, q.webhook_url,
               q.traceparent, q.retry_count, q.max_retries, q.locked_at, due.abandoned_at,
               (extract(epoch FROM clock_timestamp() - greatest(q.created_at, q.next_retry_at)) * 1000000)::bigint,
-              q.priority, q.ready_since, due.limited, due.probe, 0::bigint
+              q.priority, q.ready_since, due.probe, due.max_in_flight IS NOT NULL, 0 * due.rate_limit_per_second::bigint
   )
   SELECT array_agg(ROW(taken.*)::webhook_lease) INTO leases FROM taken;
 
-  IF NOT EXISTS (SELECT FROM unnest(leases) AS l WHERE l.limited OR l.probe) THEN
+  IF NOT EXISTS (SELECT FROM unnest(leases) AS l WHERE l.probe OR l.in_flight_limited OR l.starts_in_us IS NOT NULL) THEN
     RETURN QUERY SELECT * FROM unnest(leases);
     RETURN;
   END IF;
@@ -282,21 +284,21 @@ BEGIN
   RETURN QUERY
   WITH at_limits AS (
     SELECT l.config_id, l.priority, count(*) AS leases, max(l.ready_since) AS latest
-    FROM unnest(leases) AS l WHERE l.limited AND NOT l.probe
+    FROM unnest(leases) AS l WHERE (l.in_flight_limited OR l.starts_in_us IS NOT NULL) AND NOT l.probe
     GROUP BY l.config_id, l.priority
   ), paced AS (
     UPDATE webhook_limit_states s
-    SET next_start_at = greatest(s.next_start_at, now()) + t.leases * t.apart,
+    SET next_start_at = coalesce(greatest(s.next_start_at, now()) + t.leases * t.apart, s.next_start_at),
         claimed_upto[t.priority + 1] = greatest(s.claimed_upto[t.priority + 1], t.latest)
-    FROM (SELECT l.*, coalesce(interval '1 second' / c.rate_limit_per_second, interval '0') AS apart
+    FROM (SELECT l.*, interval '1 second' / c.rate_limit_per_second AS apart
           FROM at_limits l JOIN webhook_configs c ON c.id = l.config_id) AS t
     WHERE s.config_id = t.config_id
     RETURNING s.config_id, s.next_start_at - t.leases * t.apart AS first_start_at, t.apart
   )
   SELECT l.queue_id, l.config_id, l.config_revision, l.event_id, l.webhook_url, l.traceparent, l.retry_count, l.max_retries,
-         l.locked_at, l.abandoned_at, l.waited_us, l.priority, l.ready_since, l.limited, l.probe,
-         coalesce(extract(epoch FROM p.first_start_at - now()
-           + (row_number() OVER (PARTITION BY l.config_id ORDER BY l.ready_since) - 1) * p.apart) * 1000000, 0)::bigint
+         l.locked_at, l.abandoned_at, l.waited_us, l.priority, l.ready_since, l.probe, l.in_flight_limited,
+         (extract(epoch FROM p.first_start_at - now()
+           + (row_number() OVER (PARTITION BY l.config_id ORDER BY l.ready_since) - 1) * p.apart) * 1000000)::bigint
   FROM unnest(leases) AS l LEFT JOIN paced p ON p.config_id = l.config_id;
 END $$;
 COMMENT ON FUNCTION webhook_claim IS 'Takes leases on a fair batch of ready deliveries.';

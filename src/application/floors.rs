@@ -52,7 +52,7 @@ impl KnownFloors {
     /// less than it could, so more may wait below its floor, which is forgotten.
     pub fn learn(&self, used: &[Floor], limit: usize, rooms: &Rooms, claimed: &[LeasedDelivery]) -> bool {
         let mut given: HashMap<(EndpointId, Priority), (usize, DateTime<Utc>)> = HashMap::new();
-        for delivery in claimed.iter().filter(|delivery| !delivery.limited) {
+        for delivery in claimed.iter().filter(|delivery| !delivery.is_limited()) {
             let (count, earliest) =
                 given.entry((delivery.config_id, delivery.priority)).or_insert((0, delivery.ready_since));
             *count += 1;

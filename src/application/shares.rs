@@ -41,7 +41,7 @@ struct Held {
     by_endpoint: HashMap<EndpointId, usize>,
     /// Endpoints that may have more waiting than they were given room for.
     held_back: HashSet<EndpointId>,
-    /// Endpoints with limits of their own: what they may give is known to the store alone.
+    /// Endpoints that limit what is in flight, everywhere: what they may give is known to the store alone.
     limited: HashSet<EndpointId>,
 }
 
@@ -67,7 +67,8 @@ impl Shares {
         Rooms { share, listed }
     }
 
-    /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it has limits.
+    /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it
+    /// limits what is in flight.
     pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = (EndpointId, bool)>) {
         let mut taken: HashMap<EndpointId, usize> = HashMap::new();
         let mut held = self.held();
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_with_limits_is_worth_a_claim_whenever_a_lease_ends() {
+    fn an_endpoint_that_limits_what_is_in_flight_is_worth_a_claim_whenever_a_lease_ends() {
         let shares = Shares::new(100);
         shares.take(&shares.rooms(50), [(endpoint(1), true), (endpoint(1), true), (endpoint(2), false)]);
         assert!(shares.give_back(endpoint(1)) && shares.give_back(endpoint(1)));

@@ -1,5 +1,6 @@
 //! The workers: each takes leases as it has room, and makes the attempts of all of them at once.
 
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::floors::KnownFloors;
 use super::ports::{Claim, DeliveryQueue, StoreError};
 use super::shares::{Rooms, Shares};
 use super::wakeup::Wakeup;
-use crate::domain::delivery::{LeasedDelivery, WorkerId};
+use crate::domain::delivery::{LeasedDelivery, QueueId, WorkerId};
 use crate::domain::endpoint::EndpointId;
 
 /// How many claims a process makes at a time. While workers wait for their turn their room grows, so under load each
@@ -120,12 +121,14 @@ impl WorkerPool {
                     backoff = Duration::ZERO;
                     more_waits = deliveries.len() == free;
                     cursor = deliveries.last().map_or(cursor, |last| Some(last.config_id));
+                    let pacemakers = pacemakers(&deliveries);
                     for delivery in deliveries {
                         let permit = room
                             .clone()
                             .try_acquire_owned()
                             .expect("no more is claimed than there is room for");
-                        tokio::spawn(self.clone().attempt(delivery, permit));
+                        let is_pacemaker = pacemakers.contains(&delivery.queue_id);
+                        tokio::spawn(self.clone().attempt(delivery, is_pacemaker, permit));
                     }
                 }
                 Err(cause) => {
@@ -182,7 +185,7 @@ impl WorkerPool {
                 held: false,
             };
             let deliveries = self.queue.claim(&claim).await?;
-            self.shares.take(&claim.rooms, deliveries.iter().map(|d| (d.config_id, d.limited)));
+            self.shares.take(&claim.rooms, deliveries.iter().map(|d| (d.config_id, d.in_flight_limited)));
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
             let again = self.floors.learn(&claim.floors, claim.limit, &claim.rooms, &deliveries);
@@ -194,14 +197,18 @@ impl WorkerPool {
     }
 
     /// One attempt. A panic in it is told here and healed by the lease.
-    async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, _room: OwnedSemaphorePermit) {
+    async fn attempt(
+        self: Arc<Self>,
+        delivery: LeasedDelivery,
+        is_pacemaker: bool,
+        _room: OwnedSemaphorePermit,
+    ) {
         let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
-        if !delivery.starts_in.is_zero() {
-            sleep_until((delivery.claimed_at + delivery.starts_in).into()).await;
-        }
-        if delivery.limited {
-            // what may begin after this one can be claimed now
-            self.wakeup.wake_worker();
+        if let Some(starts_in) = delivery.starts_in {
+            sleep_until((delivery.claimed_at + starts_in).into()).await;
+            if is_pacemaker {
+                self.wakeup.wake_worker();
+            }
         }
         if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
             error!(%queue_id, "an attempt panicked; it is repeated when the lease ends");
@@ -268,6 +275,24 @@ impl WorkerPool {
             }
         }
     }
+}
+
+/// Those that have more claimed when they begin, where an endpoint's rate is limited: the one in the middle of what it has
+/// granted, so that the next grant comes in time, and the last, lest that one found another claim there.
+fn pacemakers(deliveries: &[LeasedDelivery]) -> HashSet<QueueId> {
+    let mut starts: HashMap<EndpointId, Vec<(Duration, QueueId)>> = HashMap::new();
+    for delivery in deliveries {
+        if let Some(starts_in) = delivery.starts_in {
+            starts.entry(delivery.config_id).or_default().push((starts_in, delivery.queue_id));
+        }
+    }
+    let mut pacemakers = HashSet::new();
+    for starts in starts.values_mut() {
+        starts.sort_unstable();
+        pacemakers.insert(starts[starts.len() / 2].1);
+        pacemakers.extend(starts.last().map(|(_, queue_id)| *queue_id));
+    }
+    pacemakers
 }
 
 /// Up to a tenth longer or shorter, so that processes do not fall into step.

@@ -217,9 +217,9 @@ impl Bench {
             waited: Duration::ZERO,
             priority: new.priority,
             ready_since: chrono::Utc::now(),
-            limited: false,
             probe: false,
-            starts_in: Duration::ZERO,
+            in_flight_limited: false,
+            starts_in: None,
             claimed_at: Instant::now(),
         }
     }

@@ -254,14 +254,21 @@ pub struct LeasedDelivery {
     pub priority: Priority,
     /// Since when it could be claimed.
     pub ready_since: DateTime<Utc>,
-    /// Whether the endpoint has limits: then more may be claimed from it once this one has begun or ended.
-    pub limited: bool,
     /// Whether it is sent to see if the receiver is back.
     pub probe: bool,
-    /// How long after `claimed_at` it may begin, by the endpoint's limit.
-    pub starts_in: Duration,
+    /// Whether the endpoint limits what is in flight: then more may be claimed from it once this attempt has ended.
+    pub in_flight_limited: bool,
+    /// How long after `claimed_at` it may begin, where the endpoint's rate is limited.
+    pub starts_in: Option<Duration>,
     /// When the lease was taken, by this process's monotonic clock.
     pub claimed_at: Instant,
+}
+
+impl LeasedDelivery {
+    /// Whether the endpoint has limits: what it may give is then known to the store alone.
+    pub fn is_limited(&self) -> bool {
+        self.in_flight_limited || self.starts_in.is_some()
+    }
 }
 
 /// An attempt that ended, with its verdict: what a settle writes.
@@ -389,9 +396,9 @@ pub(crate) mod tests {
             waited: Duration::ZERO,
             priority: Priority::default(),
             ready_since: DateTime::UNIX_EPOCH,
-            limited: false,
             probe: false,
-            starts_in: Duration::ZERO,
+            in_flight_limited: false,
+            starts_in: None,
             claimed_at: Instant::now(),
         }
     }

@@ -73,7 +73,7 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
         ("p_rooms", "(array[0]::int[])"),
         ("p_floor_keys", "(array[29]::bigint[])"),
         ("p_floors", "(array[now()]::timestamptz[])"),
-        ("INTO queue_ids, abandoned_ats, config_revisions, limited, probes", ""),
+        ("INTO queue_ids, abandoned_ats, config_revisions, probes, in_flight_limits, rate_limits", ""),
     ];
     let taking = [
         ("p_worker_id", "'w'"),
@@ -81,7 +81,9 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
         ("queue_ids", "'{}'::uuid[]"),
         ("abandoned_ats", "'{}'::timestamptz[]"),
         ("config_revisions", "'{}'::timestamptz[]"),
-        ("limited, probes", "'{}'::boolean[], '{}'::boolean[]"),
+        ("probes", "'{}'::boolean[]"),
+        ("in_flight_limits", "'{}'::int[]"),
+        ("rate_limits", "'{}'::int[]"),
         ("INTO leases", ""),
     ];
     for state in ["never analyzed", "analyzed"] {

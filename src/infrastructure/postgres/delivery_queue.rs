@@ -51,7 +51,7 @@ impl DeliveryQueue for Database {
                    traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
                    locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!",
                    priority as "priority!", ready_since as "ready_since!",
-                   limited as "limited!", probe as "probe!", starts_in_us as "starts_in_us!"
+                   probe as "probe!", in_flight_limited as "in_flight_limited!", starts_in_us
             from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5, $6, $7, $8, $9, $10)"#,
             claim.worker_id.as_str(),
             limit,
@@ -82,9 +82,9 @@ impl DeliveryQueue for Database {
                 waited: from_micros(row.waited_us),
                 priority: Priority::parse("priority", row.priority.into()).map_err(inconsistent)?,
                 ready_since: row.ready_since,
-                limited: row.limited,
                 probe: row.probe,
-                starts_in: from_micros(row.starts_in_us),
+                in_flight_limited: row.in_flight_limited,
+                starts_in: row.starts_in_us.map(from_micros),
                 claimed_at,
             })
         });
