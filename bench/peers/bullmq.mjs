@@ -18,8 +18,8 @@ runPeer({
         appendonly: 'yes',
         appendfsync,
         processes: 1,
-        concurrency: 100,
-        connections: 100,
+        concurrency: 50,
+        connections: 50,
         enqueueBatch: 1000,
     },
 

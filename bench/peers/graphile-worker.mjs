@@ -23,8 +23,8 @@ runPeer({
     name: versioned('graphile-worker'),
     settings: {
         processes: 1,
-        concurrentJobs: 50,
-        connections: 50,
+        concurrentJobs: 24,
+        connections: 24,
         localQueueSize: 2000,
         completeJobBatchDelay: 5,
         poolSize: 10,

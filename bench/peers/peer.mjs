@@ -9,7 +9,7 @@ import { Pool } from 'undici';
 
 const STALLED_SECONDS_MAX = 60;
 const TIDY_UP_SECONDS_MAX = 5;
-const REPORT_MILLISECONDS = 10;
+const REPORT_MILLISECONDS = 5;
 const POLL_MILLISECONDS = 2;
 const ENQUEUE_LANES = 3;
 
@@ -89,7 +89,11 @@ async function drain(run, deliveries, prepare) {
     run.startWorkers(store);
     // Only then is the store asked: while jobs run, the question would cost the peer some of its speed.
     await run.answeredAtLeast(deliveries);
-    while ((await unfinished()) > 0) {
+    const answered = performance.now();
+    for (let left = await unfinished(); left > 0; left = await unfinished()) {
+        if (performance.now() - answered > STALLED_SECONDS_MAX * 1000) {
+            throw new Error(`${left} jobs are not done ${STALLED_SECONDS_MAX} seconds after the last answer`);
+        }
         await sleep(POLL_MILLISECONDS);
     }
     const seconds = (performance.now() - started) / 1000;
@@ -106,7 +110,7 @@ class Run {
     #workers = [];
     #answered;
     #onLine;
-    #answeredAt = 0;
+    #answeredAt;
     #tidyUp = [];
 
     constructor(processes) {
@@ -141,6 +145,7 @@ class Run {
     }
 
     async answeredAtLeast(count) {
+        this.#answeredAt = performance.now();
         this.#answeredAt = performance.now();
         while (this.answered < count) {
             await sleep(POLL_MILLISECONDS);

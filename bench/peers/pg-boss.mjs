@@ -20,7 +20,7 @@ runPeer({
         processes: 1,
         localConcurrency: 2,
         batchSize: 500,
-        connections: 100,
+        connections: 50,
         poolSize: 4,
         enqueueBatch: 1000,
     },
