@@ -105,13 +105,6 @@ COMMENT ON COLUMN webhook_limit_states.config_revision IS 'updated_at of the end
 COMMENT ON COLUMN webhook_limit_states.next_start_at IS 'When the next attempt may begin: one more begins 1 / rate_limit_per_second later.';
 COMMENT ON COLUMN webhook_limit_states.claimed_upto IS 'For each priority the latest ready_since that was claimed: what is in flight is not beyond it.';
 
-CREATE TYPE webhook_lease AS (
-  queue_id uuid, config_id bigint, config_revision timestamptz, event_id text, webhook_url text,
-  traceparent text, retry_count smallint, max_retries smallint,
-  locked_at timestamptz, abandoned_at timestamptz, waited_us bigint,
-  priority smallint, ready_since timestamptz, probe boolean, in_flight_limited boolean, starts_in_us bigint);
-COMMENT ON TYPE webhook_lease IS 'A lease, with what an attempt needs to know. probe: the circuit is not closed. starts_in_us: when the attempt may begin, where the rate is limited.';
-
 -- How many deliveries of one endpoint a claim may take, where its circuit or its limits have a say. Claims take turns at
 -- such an endpoint: one that meets another there gets nothing. A claim serves it in its most urgent priority only, so that
 -- no room is given twice.
@@ -177,7 +170,41 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_room IS 'How many deliveries a claim may take from an endpoint that has limits, or whose circuit is not closed.';
 
--- Takes leases on at most p_limit deliveries for p_worker_id, fairly: for each priority a loose index scan walks the
+-- Notes what a claim has chosen at endpoints with limits, where webhook_room looks for it. Answers for each in how many
+-- microseconds its attempt may begin; NULL where the rate is not limited. Endpoints that are only probed are not noted.
+CREATE FUNCTION webhook_note_claimed(p_config_ids bigint[], p_priorities smallint[], p_ready_sinces timestamptz[], p_rate_limits int[])
+RETURNS bigint[]
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+AS $$
+DECLARE
+  starts_in_us bigint[];
+BEGIN
+  WITH chosen AS (
+    SELECT c.*, row_number() OVER (PARTITION BY c.config_id ORDER BY c.n) - 1 AS before
+    FROM unnest(p_config_ids, p_priorities, p_ready_sinces, p_rate_limits)
+      WITH ORDINALITY AS c (config_id, priority, ready_since, rate_limit, n)
+  ), noted AS (
+    UPDATE webhook_limit_states s
+    SET next_start_at = coalesce(greatest(s.next_start_at, now()) + c.chosen * c.apart, s.next_start_at),
+        claimed_upto[c.priority + 1] = greatest(s.claimed_upto[c.priority + 1], c.latest)
+    FROM (SELECT chosen.config_id, chosen.priority, count(*) AS chosen, max(chosen.ready_since) AS latest,
+                 interval '1 second' / max(chosen.rate_limit) AS apart
+          FROM chosen GROUP BY chosen.config_id, chosen.priority) AS c
+    WHERE s.config_id = c.config_id
+    RETURNING s.config_id, s.next_start_at - c.chosen * c.apart AS first_start_at, c.apart
+  )
+  SELECT array_agg((extract(epoch FROM noted.first_start_at - now() + chosen.before * noted.apart) * 1000000)::bigint ORDER BY chosen.n)
+  INTO starts_in_us
+  FROM chosen LEFT JOIN noted ON noted.config_id = chosen.config_id;
+  RETURN starts_in_us;
+END $$;
+COMMENT ON FUNCTION webhook_note_claimed IS 'Notes what a claim has chosen at endpoints with limits, and paces it.';
+
+-- Takes leases for p_worker_ids, one for each entry at most, fairly: for each priority a loose index scan walks the
 -- endpoints that have ready deliveries, first those after p_after, then the others, until the batch is full. So an
 -- endpoint with a million waiting deliveries costs the others one index probe. Every filter stands before a LIMIT.
 -- A delivery whose lease has expired is taken over too; `abandoned_at` then says when the lost attempt began.
@@ -189,10 +216,15 @@ COMMENT ON FUNCTION webhook_room IS 'How many deliveries a claim may take from a
 -- has been ready for longer. The scan then begins there, and does not step over the index entries of what was claimed
 -- before, which stay for as long as a transaction elsewhere might still want to see them.
 DROP FUNCTION webhook_claim;
-CREATE FUNCTION webhook_claim(p_worker_id text, p_limit int, p_lease interval, p_after bigint, p_held boolean,
+CREATE FUNCTION webhook_claim(p_worker_ids text[], p_lease interval, p_after bigint, p_held boolean,
                               p_share int, p_config_ids bigint[], p_rooms int[],
                               p_floor_keys bigint[] DEFAULT '{}', p_floors timestamptz[] DEFAULT '{}')
-RETURNS SETOF webhook_lease
+RETURNS TABLE (
+  queue_id uuid, config_id bigint, config_revision timestamptz, event_id text, webhook_url text,
+  traceparent text, retry_count smallint, max_retries smallint, worker_id text,
+  locked_at timestamptz, abandoned_at timestamptz, waited_us bigint,
+  priority smallint, ready_since timestamptz, probe boolean, in_flight_limited boolean, starts_in_us bigint
+)
 LANGUAGE plpgsql
 SET enable_sort = off
 SET enable_seqscan = off
@@ -202,18 +234,24 @@ SET enable_mergejoin = off
 SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
+#variable_conflict use_column
 DECLARE
+  -- what is chosen, an entry a delivery
   queue_ids uuid[];
-  abandoned_ats timestamptz[];
+  config_ids bigint[];
   config_revisions timestamptz[];
+  priorities smallint[];
+  ready_sinces timestamptz[];
+  abandoned_ats timestamptz[];
   probes boolean[];
   in_flight_limits int[];
   rate_limits int[];
-  leases webhook_lease[];
+  starts_in_us bigint[];
 BEGIN
   -- chosen as a whole before any is taken, since webhook_room looks at what is in flight
   WITH due AS (
-    SELECT d.queue_id, d.abandoned_at, e.config_revision, e.probe, e.max_in_flight, e.rate_limit_per_second
+    SELECT d.queue_id, e.config_id, e.config_revision, p.priority::smallint AS priority, d.ready_since, d.abandoned_at,
+           e.probe, e.max_in_flight, e.rate_limit_per_second
     FROM generate_series(0, 3) AS p (priority)
     CROSS JOIN LATERAL (VALUES (p_after, 9223372036854775806), (0, p_after)) AS half (after, upto)
     CROSS JOIN LATERAL (
@@ -245,7 +283,7 @@ BEGIN
                    ELSE c.enabled AND (c.circuit_state = 'closed' OR c.circuit_probe_at <= now()) END) AS c
       WHERE ring.config_id > half.after) AS e
     CROSS JOIN LATERAL (
-      SELECT q.queue_id, q.locked_at AS abandoned_at FROM webhook_queue_open q
+      SELECT q.queue_id, q.ready_since, q.locked_at AS abandoned_at FROM webhook_queue_open q
       WHERE q.ready_since IS NOT NULL AND q.priority = p.priority AND q.config_id = e.config_id
         AND q.ready_since >= coalesce(p_floors[array_position(p_floor_keys, e.config_id * 4 + p.priority)], '-infinity')
         AND (q.status = 'pending' AND NOT p_held OR q.lock_expires_at < now() AND NOT e.probe)
@@ -254,52 +292,35 @@ BEGIN
                   CASE WHEN e.probe OR num_nonnulls(e.max_in_flight, e.rate_limit_per_second) > 0 AND NOT p_held
                        THEN webhook_room(e.config_id, p.priority, e.probe) END)
       FOR UPDATE SKIP LOCKED) AS d
-    LIMIT p_limit
+    LIMIT cardinality(p_worker_ids)
   )
-  SELECT array_agg(due.queue_id), array_agg(due.abandoned_at), array_agg(due.config_revision), array_agg(due.probe),
-         array_agg(due.max_in_flight), array_agg(due.rate_limit_per_second)
-  INTO queue_ids, abandoned_ats, config_revisions, probes, in_flight_limits, rate_limits FROM due;
+  SELECT array_agg(due.queue_id), array_agg(due.config_id), array_agg(due.config_revision), array_agg(due.priority),
+         array_agg(due.ready_since), array_agg(due.abandoned_at), array_agg(due.probe), array_agg(due.max_in_flight),
+         array_agg(due.rate_limit_per_second)
+  INTO queue_ids, config_ids, config_revisions, priorities, ready_sinces, abandoned_ats, probes, in_flight_limits, rate_limits
+  FROM due;
 
-  WITH due AS MATERIALIZED (
-    SELECT * FROM unnest(queue_ids, abandoned_ats, config_revisions, probes, in_flight_limits, rate_limits)
-      AS due (queue_id, abandoned_at, config_revision, probe, max_in_flight, rate_limit_per_second)
-  ), taken AS (
-    UPDATE webhook_queue_open q
-    SET status = 'processing', worker_id = p_worker_id, locked_at = now(), lock_expires_at = now() + p_lease, updated_at = now()
-    FROM due WHERE q.queue_id = due.queue_id
-    RETURNING q.queue_id, q.config_id, due.config_revision, q.event_id, q.webhook_url,
-              q.traceparent, q.retry_count, q.max_retries, q.locked_at, due.abandoned_at,
-              (extract(epoch FROM clock_timestamp() - greatest(q.created_at, q.next_retry_at)) * 1000000)::bigint,
-              q.priority, q.ready_since, due.probe, due.max_in_flight IS NOT NULL, 0 * due.rate_limit_per_second::bigint
-  )
-  SELECT array_agg(ROW(taken.*)::webhook_lease) INTO leases FROM taken;
-
-  IF NOT EXISTS (SELECT FROM unnest(leases) AS l WHERE l.probe OR l.in_flight_limited OR l.starts_in_us IS NOT NULL) THEN
-    RETURN QUERY SELECT * FROM unnest(leases);
-    RETURN;
+  IF true = ANY (probes) THEN
+    UPDATE webhook_configs c
+    SET circuit_state = 'half_open', circuit_probe_at = now() + p_lease, circuit_changed_at = now()
+    FROM unnest(config_ids, probes) AS due (config_id, probe) WHERE due.probe AND c.id = due.config_id;
   END IF;
-  UPDATE webhook_configs c
-  SET circuit_state = 'half_open', circuit_probe_at = now() + p_lease, circuit_changed_at = now()
-  FROM unnest(leases) AS l WHERE l.probe AND c.id = l.config_id;
+  IF EXISTS (SELECT FROM unnest(in_flight_limits || rate_limits) AS l (highest) WHERE l.highest IS NOT NULL) THEN
+    starts_in_us := webhook_note_claimed(config_ids, priorities, ready_sinces, rate_limits);
+  END IF;
+
   RETURN QUERY
-  WITH at_limits AS (
-    SELECT l.config_id, l.priority, count(*) AS leases, max(l.ready_since) AS latest
-    FROM unnest(leases) AS l WHERE (l.in_flight_limited OR l.starts_in_us IS NOT NULL) AND NOT l.probe
-    GROUP BY l.config_id, l.priority
-  ), paced AS (
-    UPDATE webhook_limit_states s
-    SET next_start_at = coalesce(greatest(s.next_start_at, now()) + t.leases * t.apart, s.next_start_at),
-        claimed_upto[t.priority + 1] = greatest(s.claimed_upto[t.priority + 1], t.latest)
-    FROM (SELECT l.*, interval '1 second' / c.rate_limit_per_second AS apart
-          FROM at_limits l JOIN webhook_configs c ON c.id = l.config_id) AS t
-    WHERE s.config_id = t.config_id
-    RETURNING s.config_id, s.next_start_at - t.leases * t.apart AS first_start_at, t.apart
+  WITH due AS MATERIALIZED (
+    SELECT * FROM unnest(queue_ids, p_worker_ids, abandoned_ats, config_revisions, probes, in_flight_limits, starts_in_us)
+      AS due (queue_id, worker_id, abandoned_at, config_revision, probe, max_in_flight, starts_in_us)
   )
-  SELECT l.queue_id, l.config_id, l.config_revision, l.event_id, l.webhook_url, l.traceparent, l.retry_count, l.max_retries,
-         l.locked_at, l.abandoned_at, l.waited_us, l.priority, l.ready_since, l.probe, l.in_flight_limited,
-         (extract(epoch FROM p.first_start_at - now()
-           + (row_number() OVER (PARTITION BY l.config_id ORDER BY l.ready_since) - 1) * p.apart) * 1000000)::bigint
-  FROM unnest(leases) AS l LEFT JOIN paced p ON p.config_id = l.config_id;
+  UPDATE webhook_queue_open q
+  SET status = 'processing', worker_id = due.worker_id, locked_at = now(), lock_expires_at = now() + p_lease, updated_at = now()
+  FROM due WHERE q.queue_id = due.queue_id
+  RETURNING q.queue_id, q.config_id, due.config_revision, q.event_id, q.webhook_url,
+            q.traceparent, q.retry_count, q.max_retries, q.worker_id, q.locked_at, due.abandoned_at,
+            (extract(epoch FROM clock_timestamp() - greatest(q.created_at, q.next_retry_at)) * 1000000)::bigint,
+            q.priority, q.ready_since, due.probe, due.max_in_flight IS NOT NULL, due.starts_in_us;
 END $$;
 COMMENT ON FUNCTION webhook_claim IS 'Takes leases on a fair batch of ready deliveries.';
 

@@ -99,7 +99,7 @@ impl Circuits {
         let wakeup = self.wakeup.clone();
         tokio::spawn(async move {
             tokio::time::sleep(probe_in).await;
-            wakeup.wake_worker();
+            wakeup.wake_claimer();
         });
     }
 }

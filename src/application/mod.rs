@@ -12,6 +12,7 @@ pub mod manage_deliveries;
 pub mod manage_endpoints;
 pub mod ports;
 pub mod shares;
+pub mod slots;
 pub mod upkeep;
 pub mod wakeup;
 pub mod worker_pool;

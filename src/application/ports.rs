@@ -47,13 +47,11 @@ pub enum Settled {
     LeaseLost,
 }
 
-/// Which leases a worker wants.
+/// Which leases workers want.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Who will hold them.
-    pub worker_id: WorkerId,
-    /// How many at most.
-    pub limit: usize,
+    /// Who will hold them: one lease for each entry at most.
+    pub worker_ids: Vec<WorkerId>,
     /// For how long.
     pub lease: Duration,
     /// The walk over the endpoints begins after this one.
@@ -82,7 +80,8 @@ pub trait DeliveryQueue: Send + Sync {
     /// Stores deliveries in one transaction and answers for each, in order, after the commit.
     async fn enqueue(&self, deliveries: &[NewDelivery]) -> Result<Vec<Stored>, StoreError>;
 
-    /// Takes leases on ready deliveries, fairly among endpoints. An expired lease counts as ready.
+    /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. An expired lease counts
+    /// as ready.
     /// Two claims never take the same delivery.
     async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError>;
 

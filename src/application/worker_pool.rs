@@ -1,4 +1,4 @@
-//! The workers: each takes leases as it has room, and makes the attempts of all of them at once.
+//! The workers: each holds as many leases as it has slots for, and makes the attempts of all of them at once.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use rand::RngExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -17,15 +16,14 @@ use super::deliver::Deliver;
 use super::floors::KnownFloors;
 use super::ports::{Claim, DeliveryQueue, StoreError};
 use super::shares::{Rooms, Shares};
+use super::slots::{Slot, Slots};
 use super::wakeup::Wakeup;
 use crate::domain::delivery::{LeasedDelivery, QueueId, WorkerId};
 use crate::domain::endpoint::EndpointId;
 
-/// How many claims a process makes at a time. While workers wait for their turn their room grows, so under load each
-/// claim is large, and idle it is immediate.
-const CLAIMS_AT_ONCE: usize = 2;
-/// With more waiting than a worker can take, it claims again once half of its leases are free, or after this.
-const REFILL_WAIT: Duration = Duration::from_millis(20);
+/// How many claims a process makes at a time, for all of its workers. While one is under way slots become free, so under
+/// load each claim is large, and idle it is immediate.
+const CLAIMERS: usize = 2;
 /// How many deliveries are made ready at a time.
 const PROMOTE_MAX: usize = 1_000;
 /// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
@@ -42,7 +40,7 @@ pub struct WorkerSettings {
     pub count: usize,
     /// How many leases each may hold.
     pub batch_size: usize,
-    /// How often each looks, without being woken.
+    /// How often they look, without being woken.
     pub poll_interval: Duration,
     /// For how long a lease is taken.
     pub lease: Duration,
@@ -54,7 +52,6 @@ pub struct WorkerPool {
     deliver: Deliver,
     wakeup: Arc<Wakeup>,
     settings: WorkerSettings,
-    claims: Semaphore,
     shares: Shares,
     floors: KnownFloors,
 }
@@ -68,15 +65,15 @@ impl WorkerPool {
         settings: WorkerSettings,
     ) -> Self {
         let shares = Shares::new(settings.count * settings.batch_size);
-        let claims = Semaphore::new(CLAIMS_AT_ONCE);
-        Self { queue, deliver, wakeup, settings, claims, shares, floors: KnownFloors::default() }
+        Self { queue, deliver, wakeup, settings, shares, floors: KnownFloors::default() }
     }
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
     pub async fn run(self: Arc<Self>, ids: Vec<WorkerId>, stop: CancellationToken) {
         let mut loops = tokio::task::JoinSet::new();
-        for id in &ids {
-            loops.spawn(self.clone().work(id.clone(), stop.clone()));
+        let slots = Slots::new(&ids, self.settings.batch_size);
+        for _ in 0..CLAIMERS {
+            loops.spawn(self.clone().claim_and_attempt(slots.clone(), stop.clone()));
         }
         loops.spawn(self.clone().promote_what_is_due(stop.clone()));
         if let Some(first) = ids.first() {
@@ -85,65 +82,46 @@ impl WorkerPool {
         info!(workers = ids.len(), batch_size = self.settings.batch_size, "workers started");
         while let Some(ended) = loops.join_next().await {
             if let Err(cause) = ended {
-                error!(error = %cause, "a worker ended unexpectedly");
+                error!(error = %cause, "a part of the workers ended unexpectedly");
             }
         }
         info!("workers stopped, nothing is under way");
     }
 
-    /// One worker. It owns all waiting; attempts run beside it, each under a permit of its own.
-    async fn work(self: Arc<Self>, id: WorkerId, stop: CancellationToken) {
-        let room = Arc::new(Semaphore::new(self.settings.batch_size));
+    /// Claims for the workers, as they have free slots. It owns all waiting; attempts run beside it, one a slot.
+    async fn claim_and_attempt(self: Arc<Self>, slots: Arc<Slots>, stop: CancellationToken) {
         let mut cursor = None;
         let mut more_waits = false;
         let mut backoff = Duration::ZERO;
         loop {
-            let turn = async {
-                let permits = self.wait_for_room(&room, more_waits).await;
-                let turn = self.claims.acquire().await.expect("the semaphore is never closed");
-                (permits, turn)
-            };
-            let (permits, turn) = tokio::select! {
+            let free = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                turn = turn => turn,
+                free = slots.take(self.claim_max(), more_waits) => free,
             };
-            // armed before it looks, and only now that it has room: a wakeup must not reach a worker that has none
+            // armed before it looks, and only now that it has room: a wakeup must not reach a claimer that has none
             let woken = self.wakeup.woken();
             let mut woken = pin!(woken);
             woken.as_mut().enable();
-            let free = permits.num_permits() + room.available_permits();
-            let claimed = self.claim(&id, free, cursor).await;
-            drop((permits, turn));
-
-            match claimed {
+            match self.claim(&free, cursor).await {
                 Ok(deliveries) => {
                     backoff = Duration::ZERO;
-                    more_waits = deliveries.len() == free;
+                    more_waits = deliveries.len() == free.len();
                     cursor = deliveries.last().map_or(cursor, |last| Some(last.config_id));
                     let pacemakers = pacemakers(&deliveries);
-                    for delivery in deliveries {
-                        let permit = room
-                            .clone()
-                            .try_acquire_owned()
-                            .expect("no more is claimed than there is room for");
+                    for (delivery, slot) in deliveries.into_iter().zip(free) {
                         let is_pacemaker = pacemakers.contains(&delivery.queue_id);
-                        tokio::spawn(self.clone().attempt(delivery, is_pacemaker, permit));
+                        tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot));
                     }
                 }
                 Err(cause) => {
                     backoff = (backoff * 2).clamp(Duration::from_millis(100), BACKOFF_MAX);
                     let cause = anyhow::Error::new(cause);
-                    warn!(
-                        worker_id = id.as_str(),
-                        error = format!("{cause:#}"),
-                        retry_in_ms = backoff.as_millis(),
-                        "cannot claim"
-                    );
+                    warn!(error = format!("{cause:#}"), retry_in_ms = backoff.as_millis(), "cannot claim");
                 }
             }
             if more_waits && backoff.is_zero() {
-                self.wakeup.wake_worker();
+                self.wakeup.wake_claimer();
                 continue;
             }
             let pause =
@@ -154,33 +132,27 @@ impl WorkerPool {
                 () = sleep(pause) => {}
             }
         }
-        let all = u32::try_from(self.settings.batch_size).expect("settings keep it small");
-        let _settled = room.acquire_many(all).await.expect("the semaphore is never closed");
+        slots.all_free().await;
     }
 
-    /// Waits until there is room; while more waits than fits, for half of it, so that claims stay large.
-    async fn wait_for_room(&self, room: &Arc<Semaphore>, more_waits: bool) -> OwnedSemaphorePermit {
-        let half = u32::try_from(self.settings.batch_size.div_ceil(2)).expect("settings keep it small");
-        if more_waits && let Ok(permits) = timeout(REFILL_WAIT, room.clone().acquire_many_owned(half)).await {
-            return permits.expect("the semaphore is never closed");
-        }
-        room.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// How many leases one claim takes at most.
+    fn claim_max(&self) -> usize {
+        (self.settings.count * self.settings.batch_size).div_ceil(CLAIMERS)
     }
 
     async fn claim(
         &self,
-        id: &WorkerId,
-        limit: usize,
+        slots: &[Slot],
         after: Option<EndpointId>,
     ) -> Result<Vec<LeasedDelivery>, StoreError> {
         let mut claimed = Vec::new();
         loop {
+            let free = &slots[claimed.len()..];
             let claim = Claim {
-                worker_id: id.clone(),
-                limit: limit - claimed.len(),
+                worker_ids: free.iter().map(|slot| slot.worker().clone()).collect(),
                 lease: self.settings.lease,
                 after,
-                rooms: self.shares.rooms(limit),
+                rooms: self.shares.rooms(free.len()),
                 floors: self.floors.for_claim(),
                 held: false,
             };
@@ -188,7 +160,7 @@ impl WorkerPool {
             self.shares.take(&claim.rooms, deliveries.iter().map(|d| (d.config_id, d.in_flight_limited)));
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
-            let again = self.floors.learn(&claim.floors, claim.limit, &claim.rooms, &deliveries);
+            let again = self.floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
             claimed.extend(deliveries);
             if !again {
                 return Ok(claimed);
@@ -197,24 +169,19 @@ impl WorkerPool {
     }
 
     /// One attempt. A panic in it is told here and healed by the lease.
-    async fn attempt(
-        self: Arc<Self>,
-        delivery: LeasedDelivery,
-        is_pacemaker: bool,
-        _room: OwnedSemaphorePermit,
-    ) {
+    async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, is_pacemaker: bool, _slot: Slot) {
         let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
         if let Some(starts_in) = delivery.starts_in {
             sleep_until((delivery.claimed_at + starts_in).into()).await;
             if is_pacemaker {
-                self.wakeup.wake_worker();
+                self.wakeup.wake_claimer();
             }
         }
         if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
             error!(%queue_id, "an attempt panicked; it is repeated when the lease ends");
         }
         if self.shares.give_back(config_id) {
-            self.wakeup.wake_worker();
+            self.wakeup.wake_claimer();
         }
     }
 
@@ -249,8 +216,7 @@ impl WorkerPool {
         let limit = self.settings.batch_size;
         loop {
             let claim = Claim {
-                worker_id: id.clone(),
-                limit,
+                worker_ids: vec![id.clone(); limit],
                 lease: self.settings.lease,
                 after: None,
                 rooms: Rooms { share: limit, listed: vec![] },

@@ -254,8 +254,7 @@ impl Bench {
         let claimers = (1..=self.settings.workers.count).map(|number| async move {
             let limit = self.settings.workers.batch_size;
             let claim = Claim {
-                worker_id: WorkerId::new("bench", 0, 0, number),
-                limit,
+                worker_ids: vec![WorkerId::new("bench", 0, 0, number); limit],
                 lease: self.settings.workers.lease,
                 after: None,
                 rooms: Rooms { share: limit, listed: vec![] },

@@ -219,6 +219,11 @@ impl WorkerId {
         Self(format!("{host}:{pid}:{random:08x}:{number}").into())
     }
 
+    /// A name that comes from the store.
+    pub fn from_stored(name: &str) -> Self {
+        Self(name.into())
+    }
+
     /// As it is stored.
     pub fn as_str(&self) -> &str {
         &self.0

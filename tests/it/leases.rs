@@ -20,9 +20,9 @@ use crate::support::receiver::TestReceiver;
 use crate::support::service::TestService;
 
 fn claim(worker: usize, limit: usize) -> Claim {
-    let worker_id = WorkerId::new("test", 1, 1, worker);
+    let worker_ids = vec![WorkerId::new("test", 1, 1, worker); limit];
     let rooms = Rooms { share: limit, listed: vec![] };
-    Claim { worker_id, limit, lease: Duration::from_mins(5), after: None, rooms, floors: vec![], held: false }
+    Claim { worker_ids, lease: Duration::from_mins(5), after: None, rooms, floors: vec![], held: false }
 }
 
 fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {

@@ -63,8 +63,7 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
     let database = TestDatabase::new().await;
     fill(&database).await;
     let arguments = [
-        ("p_worker_id", "'w'"),
-        ("p_limit", "50"),
+        ("p_worker_ids", "array_fill('w'::text, array[50])"),
         ("p_lease", "interval '5 min'"),
         ("p_after", "0::bigint"),
         ("p_held", "false"),
@@ -73,18 +72,19 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
         ("p_rooms", "(array[0]::int[])"),
         ("p_floor_keys", "(array[29]::bigint[])"),
         ("p_floors", "(array[now()]::timestamptz[])"),
-        ("INTO queue_ids, abandoned_ats, config_revisions, probes, in_flight_limits, rate_limits", ""),
+        (
+            "INTO queue_ids, config_ids, config_revisions, priorities, ready_sinces, abandoned_ats, probes, in_flight_limits, rate_limits",
+            "",
+        ),
     ];
     let taking = [
-        ("p_worker_id", "'w'"),
+        ("p_worker_ids", "array['w']"),
         ("p_lease", "interval '5 min'"),
         ("queue_ids", "'{}'::uuid[]"),
         ("abandoned_ats", "'{}'::timestamptz[]"),
         ("config_revisions", "'{}'::timestamptz[]"),
+        ("in_flight_limits, starts_in_us)", "'{}'::int[], '{}'::bigint[])"),
         ("probes", "'{}'::boolean[]"),
-        ("in_flight_limits", "'{}'::int[]"),
-        ("rate_limits", "'{}'::int[]"),
-        ("INTO leases", ""),
     ];
     for state in ["never analyzed", "analyzed"] {
         let choice = plan_of(&database, "webhook_claim", "WITH due AS (", ";", &arguments).await;

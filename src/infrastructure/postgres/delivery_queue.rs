@@ -10,7 +10,9 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{Database, ENGINE_LIMIT, from_micros, lacks_archive, micros, store_error, within};
 use crate::application::ports::{Claim, DeliveryQueue, Promotion, Settled, StoreError, Stored, Upkeep as _};
-use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId};
+use crate::domain::delivery::{
+    FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
+};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::{DeadLetterReason, Verdict};
 
@@ -31,7 +33,7 @@ impl DeliveryQueue for Database {
     }
 
     async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError> {
-        let limit = i32::try_from(claim.limit).unwrap_or(i32::MAX);
+        let workers: Vec<&str> = claim.worker_ids.iter().map(WorkerId::as_str).collect();
         let (listed, rooms): (Vec<i64>, Vec<i32>) = claim
             .rooms
             .listed
@@ -44,17 +46,17 @@ impl DeliveryQueue for Database {
             .iter()
             .map(|(endpoint, priority, floor)| (endpoint.get() * 4 + i64::from(priority.get()), *floor))
             .unzip();
-        let rows = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
+        let rows = within!(self.engine, ENGINE_LIMIT, |connection| {
+            sqlx::query!(
             r#"-- queue.claim
             select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
                    event_id as "event_id!", webhook_url as "webhook_url!",
-                   traceparent, retry_count as "retry_count!", max_retries as "max_retries!",
+                   traceparent, retry_count as "retry_count!", max_retries as "max_retries!", worker_id as "worker_id!",
                    locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!",
                    priority as "priority!", ready_since as "ready_since!",
                    probe as "probe!", in_flight_limited as "in_flight_limited!", starts_in_us
-            from webhook_claim($1, $2, $3 * interval '1 microsecond', $4, $5, $6, $7, $8, $9, $10)"#,
-            claim.worker_id.as_str(),
-            limit,
+            from webhook_claim($1, $2 * interval '1 microsecond', $3, $4, $5, $6, $7, $8, $9)"#,
+            &workers as &[&str],
             // the operator takes a double; a lease is exact in it
             claim.lease.as_secs_f64() * 1e6,
             claim.after.map_or(0, EndpointId::get),
@@ -65,12 +67,13 @@ impl DeliveryQueue for Database {
             &floor_keys,
             &floors,
         )
-        .fetch_all(&mut *connection))?;
+        .fetch_all(&mut *connection)
+        })?;
         let claimed_at = Instant::now();
         let deliveries = rows.into_iter().map(|row| {
             Ok(LeasedDelivery {
                 queue_id: QueueId::new(row.queue_id),
-                lease: Lease { worker_id: claim.worker_id.clone(), locked_at: row.locked_at },
+                lease: Lease { worker_id: WorkerId::from_stored(&row.worker_id), locked_at: row.locked_at },
                 config_id: EndpointId::from_stored(row.config_id),
                 config_revision: row.config_revision,
                 event_id: row.event_id,

@@ -75,10 +75,10 @@ async fn listen_until_lost(options: &PgConnectOptions, wakeup: &Wakeup) -> sqlx:
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
     // what was announced while nobody listened
-    wakeup.wake_worker();
+    wakeup.wake_claimer();
     loop {
         match timeout(QUIET_MAX, listener.try_recv()).await {
-            Ok(Ok(Some(_))) => wakeup.wake_worker(),
+            Ok(Ok(Some(_))) => wakeup.wake_claimer(),
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(error),
             // a connection may be dead without a sign: to listen once more is a question that must be answered

@@ -1,0 +1,128 @@
+//! The leases that the workers of a process may hold: each worker has a number of slots, one a lease.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::domain::delivery::WorkerId;
+
+/// With more waiting than fits, a claim waits until it can take as much as it may, or for this.
+const REFILL_WAIT: Duration = Duration::from_millis(20);
+
+/// The slots of all workers.
+#[derive(Debug)]
+pub struct Slots {
+    free: Mutex<Vec<WorkerId>>,
+    /// As many permits as there are free slots, or fewer.
+    permits: Arc<Semaphore>,
+    total: usize,
+}
+
+/// A worker's right to hold one more lease. It is free again once this is dropped.
+#[derive(Debug)]
+pub struct Slot {
+    worker: WorkerId,
+    slots: Arc<Slots>,
+    /// Given back after the worker.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Slots {
+    /// `each` slots for each worker, all of them free.
+    pub fn new(workers: &[WorkerId], each: usize) -> Arc<Self> {
+        // round about, so that workers share the work
+        let free: Vec<_> = workers.iter().cycle().take(workers.len() * each).cloned().collect();
+        let total = free.len();
+        Arc::new(Self { free: Mutex::new(free), permits: Arc::new(Semaphore::new(total)), total })
+    }
+
+    /// Waits for a free slot and takes it, with as many more as are free, up to `max`. While `more_waits` than fits, it
+    /// waits a little until half of `max` are free, so that claims stay large.
+    pub async fn take(self: &Arc<Self>, max: usize, more_waits: bool) -> Vec<Slot> {
+        const OPEN: &str = "the semaphore is never closed";
+        let half = u32::try_from(max.div_ceil(2)).expect("settings keep it small");
+        let many = self.permits.clone().acquire_many_owned(half);
+        let mut permits = match if more_waits { timeout(REFILL_WAIT, many).await.ok() } else { None } {
+            Some(permits) => permits.expect(OPEN),
+            None => self.permits.clone().acquire_owned().await.expect(OPEN),
+        };
+        while permits.num_permits() < max
+            && let Ok(one_more) = self.permits.clone().try_acquire_owned()
+        {
+            permits.merge(one_more);
+        }
+        let mut free = self.free();
+        let mut taken = Vec::with_capacity(permits.num_permits());
+        while let Some(permit) = permits.split(1) {
+            let worker = free.pop().expect("there is a free slot for each permit");
+            taken.push(Slot { worker, slots: self.clone(), _permit: permit });
+        }
+        taken
+    }
+
+    /// Waits until all are free.
+    pub async fn all_free(&self) {
+        let total = u32::try_from(self.total).expect("settings keep it small");
+        let _all = self.permits.acquire_many(total).await.expect("the semaphore is never closed");
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<WorkerId>> {
+        // nothing panics while it is held
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// Whose it is.
+    pub fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.slots.free().push(self.worker.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers() -> Vec<WorkerId> {
+        (1..=3).map(|number| WorkerId::new("test", 0, 0, number)).collect()
+    }
+
+    #[tokio::test]
+    async fn no_worker_ever_has_more_than_its_slots() {
+        let slots = Slots::new(&workers(), 4);
+        let first = slots.take(8, false).await;
+        let second = slots.take(8, false).await;
+        assert_eq!((first.len(), second.len()), (8, 4));
+        drop(first);
+        let third = slots.take(100, false).await;
+        for worker in workers() {
+            let held = second.iter().chain(&third).filter(|slot| *slot.worker() == worker).count();
+            assert_eq!(held, 4);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_free_slot_is_enough_but_more_are_waited_for_where_more_waits() {
+        let slots = Slots::new(&workers(), 4);
+        let mut held = slots.take(12, false).await;
+        held.pop();
+        assert_eq!(slots.take(6, true).await.len(), 1, "it does not wait for long");
+        let (taken, ()) = tokio::join!(slots.take(6, true), async {
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+                held.pop();
+            }
+        });
+        assert!(taken.len() >= 3);
+        drop((held, taken));
+        slots.all_free().await;
+    }
+}
