@@ -60,7 +60,10 @@ struct Received {
 
 impl Received {
     fn counts(&self) -> Counts {
-        Counts { requests: self.requests.load(Ordering::Relaxed), failed: self.failed.load(Ordering::Relaxed) }
+        Counts {
+            requests: self.requests.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+        }
     }
 }
 

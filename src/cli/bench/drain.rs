@@ -26,19 +26,22 @@ use crate::domain::retry::Verdict;
 use crate::infrastructure::sender::{HttpSender, SenderSettings};
 
 /// Kinds of run in a round.
-pub const RUNS: usize = 3;
+pub const RUNS: usize = CEILING_RUNS + 1;
+/// Kinds of run that make a ceiling.
+pub const CEILING_RUNS: usize = 2;
+pub const CEILING: &str = "ceiling: 1 / (1 / HTTP + 1 / SQL)";
 const SHARE: &str = "drain, share of the ceiling";
 const WAL: &str = "WAL for a delivery, during the drain";
 const COMMITS: &str = "commits for a delivery, during the drain";
 
 pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>> {
     let mut samples = Samples::default();
-    for _ in 0..args.rounds {
-        let ceiling = Ceiling::measure(rig, args.deliveries).await?;
-        let drained = drain_and_count(rig, args.deliveries).await?;
+    for _ in 0..args.rounds() {
+        let ceiling = Ceiling::measure(rig, args.deliveries()).await?;
+        let drained = drain_and_count(rig, args.deliveries()).await?;
         samples.add("HTTP only: sender against receiver", Unit::PerSecond, ceiling.http_only);
         samples.add("SQL only: claim and settle", Unit::PerSecond, ceiling.sql_only);
-        samples.add("ceiling: 1 / (1 / HTTP + 1 / SQL)", Unit::PerSecond, ceiling.both());
+        samples.add(CEILING, Unit::PerSecond, ceiling.both());
         samples.add("drain: claim, GET, settle, audit", Unit::PerSecond, drained.per_second);
         samples.add(SHARE, Unit::Ratio, drained.per_second / ceiling.both());
         samples.add(WAL, Unit::Bytes, drained.wal_bytes);
@@ -91,7 +94,8 @@ async fn http_only(rig: &Rig, requests: usize) -> anyhow::Result<f64> {
         let (sender, endpoint, left) = (sender.clone(), endpoint.clone(), left.clone());
         let delivery = leased(&endpoint);
         tokio::spawn(async move {
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
                 let outcome = sender.send(&delivery, &endpoint).await;
                 anyhow::ensure!(outcome.status() == Some(200), "the receiver answered {outcome:?}");
             }

@@ -4,13 +4,11 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::BenchArgs;
 use super::figures::{Figure, Samples, Unit, percentile};
-use super::load::{self, Schedule};
+use super::load::{self, Connection, Schedule};
 use super::program::Program;
 use super::rig::{Rig, Store, new_delivery, per_second};
 
@@ -28,12 +26,13 @@ const HALF_P99: &str = "POST /webhooks at half that rate, p99";
 const AGAINST_PSQL: &str = "NDJSON against psql";
 
 /// As plain as it gets: the columns, defaults and indexes of the open partition, none of its checks and settings.
-const PLAIN_TABLE: &str = "create table plain_queue (like webhook_queue_open including defaults including indexes)";
+const PLAIN_TABLE: &str =
+    "create table plain_queue (like webhook_queue_open including defaults including indexes)";
 
 pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>> {
     let mut samples = Samples::default();
-    let (single, many) = (args.deliveries, args.deliveries * 5 / 2);
-    for _ in 0..args.rounds {
+    let (single, many) = (args.deliveries(), args.deliveries() * 5 / 2);
+    for _ in 0..args.rounds() {
         let post = posts(rig, args, single).await?;
         let pgbench = plain_single_rows(rig, single).await?;
         samples.add(format!("POST /webhooks, {} connections", args.connections), Unit::PerSecond, post);
@@ -44,11 +43,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
         );
         samples.add(AGAINST_PGBENCH, Unit::Ratio, post / pgbench);
         let latencies = posts_at_rate(rig, args, post / 2.0).await?;
-        samples.add(
-            "POST /webhooks at half that rate, p50",
-            Unit::Milliseconds,
-            percentile(&latencies, 50),
-        );
+        samples.add("POST /webhooks at half that rate, p50", Unit::Milliseconds, percentile(&latencies, 50));
         samples.add(HALF_P99, Unit::Milliseconds, percentile(&latencies, 99));
         let ndjson = stream(rig, many).await?;
         let psql = plain_many_rows(rig, many).await?;
@@ -81,7 +76,7 @@ async fn posts_at_rate(rig: &Rig, args: &BenchArgs, per_second: f64) -> anyhow::
     let api = Program::service("api", &store).await?;
     let request = load::post_event(&store.endpoint, &[]);
     // the API has been running for a while when it is measured
-    load::at_full_speed(api.address, args.connections, args.deliveries / 20, request.clone()).await?;
+    load::at_full_speed(api.address, args.connections, args.deliveries() / 20, request.clone()).await?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
     let events = (per_second * HALF_LOAD_SECONDS) as usize;
     let schedule = Schedule::from_now(per_second);
@@ -114,13 +109,7 @@ async fn stream(rig: &Rig, events: usize) -> anyhow::Result<f64> {
     let api = Program::service("api", &store).await?;
     let request = load::post_events(&store.endpoint, events, &[]);
     let begun = Instant::now();
-    let mut connection = TcpStream::connect(api.address).await?;
-    connection.write_all(&request).await?;
-    // written in chunks, of which the last is empty
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n0\r\n\r\n") {
-        ensure!(connection.read_buf(&mut answer).await? > 0, "the connection was closed");
-    }
+    Connection::open(api.address).await?.exchange(&request).await?;
     let rate = per_second(events, begun);
     let stored: i64 = sqlx::query_scalar("select count(*) from webhook_queue_open")
         .fetch_one(&mut store.connect().await?)

@@ -59,7 +59,7 @@ pub struct Figure {
     /// Of all rounds.
     pub lowest: f64,
     pub highest: f64,
-    larger_is_better: bool,
+    pub larger_is_better: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub goal: Option<f64>,
 }
@@ -69,9 +69,9 @@ impl Figure {
         Self {
             name,
             unit,
-            value: median(values),
-            lowest: values.iter().copied().fold(f64::INFINITY, f64::min),
-            highest: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            value: rounded(median(values)),
+            lowest: rounded(values.iter().copied().fold(f64::INFINITY, f64::min)),
+            highest: rounded(values.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
             larger_is_better: unit.is_better_when_larger(),
             goal: None,
         }
@@ -148,6 +148,11 @@ pub struct Section {
 /// What is kept in `bench/figures.json`.
 pub type Sections = BTreeMap<Group, Section>;
 
+/// As it is kept: nothing is measured to more digits.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
 pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50)
 }
@@ -156,7 +161,10 @@ pub fn median(values: &[f64]) -> f64 {
 pub fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+    sorted
+        .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or_default()
 }
 
 /// A count as a figure: exact up to four thousand millions.
@@ -195,7 +203,8 @@ mod tests {
             let improvement = figure(unit, now).improvement(10_000.0, &figure(unit, then), 5_000.0);
             assert!((improvement - 1.0).abs() < 1e-9, "{improvement}");
         }
-        let slower = figure(Unit::PerSecond, 3_000.0).improvement(5_000.0, &figure(Unit::PerSecond, 4_000.0), 5_000.0);
+        let slower =
+            figure(Unit::PerSecond, 3_000.0).improvement(5_000.0, &figure(Unit::PerSecond, 4_000.0), 5_000.0);
         assert!((slower - 0.75).abs() < 1e-9);
         let more = figure(Unit::Bytes, 200.0).improvement(1.0, &figure(Unit::Bytes, 100.0), 1.0);
         assert!((more - 0.5).abs() < 1e-9);

@@ -26,7 +26,7 @@ const WAITING: usize = 5;
 /// How long workers run before they are measured; its leases are taken by then.
 const WARM_UP: Duration = Duration::from_secs(5);
 /// How long after the last call its request may arrive.
-const ARRIVAL_MAX: Duration = Duration::from_secs(60);
+const ARRIVAL_MAX: Duration = Duration::from_mins(1);
 /// The path of the endpoint that never answers.
 const SILENT: &str = "/silent";
 /// The parameter that numbers events.
@@ -38,12 +38,16 @@ const BESIDE: &str = "beside it, p99 against undisturbed";
 
 pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>> {
     let mut samples = Samples::default();
-    for _ in 0..args.rounds {
+    for _ in 0..args.rounds() {
         let undisturbed = steady(rig, args, 0).await?;
-        let disturbed = steady(rig, args, WAITING * args.deliveries).await?;
+        let disturbed = steady(rig, args, WAITING * args.deliveries()).await?;
         samples.add(P50, Unit::Milliseconds, percentile(&undisturbed, 50));
         samples.add(P99, Unit::Milliseconds, percentile(&undisturbed, 99));
-        samples.add("beside an endpoint that never answers, p50", Unit::Milliseconds, percentile(&disturbed, 50));
+        samples.add(
+            "beside an endpoint that never answers, p50",
+            Unit::Milliseconds,
+            percentile(&disturbed, 50),
+        );
         samples.add("beside it, p99", Unit::Milliseconds, percentile(&disturbed, 99));
         samples.add(BESIDE, Unit::Ratio, percentile(&disturbed, 99) / percentile(&undisturbed, 99));
     }
@@ -57,7 +61,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
 
 /// Milliseconds of each event, while another endpoint has so many `waiting`.
 async fn steady(rig: &Rig, args: &BenchArgs, waiting: usize) -> anyhow::Result<Vec<f64>> {
-    let events = args.deliveries * 3 / 8;
+    let events = args.deliveries() * 3 / 8;
     let receiver = Receiver::start(events).await?;
     let store = rig.fresh().await?;
     let database = store.open();
@@ -158,7 +162,9 @@ async fn answer(mut stream: TcpStream, arrivals: Arc<Mutex<Vec<Option<Instant>>>
 
 fn number_in(path: &str) -> Option<usize> {
     let (_, parameters) = path.split_once('?')?;
-    parameters.split('&').find_map(|parameter| parameter.strip_prefix(NUMBER)?.strip_prefix('=')?.parse().ok())
+    parameters
+        .split('&')
+        .find_map(|parameter| parameter.strip_prefix(NUMBER)?.strip_prefix('=')?.parse().ok())
 }
 
 #[cfg(test)]

@@ -61,10 +61,10 @@ impl Connection {
     pub async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
-        let mut answer_length = None;
-        while answer_length.is_none_or(|length| self.buffer.len() < length) {
+        let mut end = None;
+        while !end.is_some_and(|end: End| end.is_reached(&self.buffer)) {
             ensure!(self.stream.read_buf(&mut self.buffer).await? > 0, "the connection was closed");
-            answer_length = answer_length.or_else(|| length(&self.buffer));
+            end = end.or_else(|| End::of(&self.buffer));
         }
         status(&self.buffer)
     }
@@ -73,17 +73,39 @@ impl Connection {
     pub async fn get(&mut self, path: &str) -> anyhow::Result<&[u8]> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
         accepted(self.exchange(request.as_bytes()).await?)?;
-        let header = self.buffer.windows(4).position(|window| window == b"\r\n\r\n");
-        Ok(&self.buffer[header.map_or(0, |header| header + 4)..])
+        Ok(&self.buffer[header_length(&self.buffer).unwrap_or_default()..])
     }
 }
 
-/// How long an answer is with its header; `None` while the header is not complete.
-fn length(answer: &[u8]) -> Option<usize> {
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
-    let header = std::str::from_utf8(&answer[..end]).ok()?;
-    let body = header.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
-    Some(end + body.unwrap_or_default())
+/// Where an answer ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// After so many bytes, its header among them.
+    At(usize),
+    /// With an empty chunk.
+    EmptyChunk,
+}
+
+impl End {
+    /// What the header says; `None` while it is not complete.
+    fn of(answer: &[u8]) -> Option<Self> {
+        let header_length = header_length(answer)?;
+        let header = std::str::from_utf8(&answer[..header_length]).ok()?;
+        let body =
+            header.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+        Some(body.map_or(Self::EmptyChunk, |body| Self::At(header_length + body)))
+    }
+
+    fn is_reached(self, answer: &[u8]) -> bool {
+        match self {
+            Self::At(length) => answer.len() >= length,
+            Self::EmptyChunk => answer.ends_with(b"\r\n0\r\n\r\n"),
+        }
+    }
+}
+
+fn header_length(answer: &[u8]) -> Option<usize> {
+    Some(answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4)
 }
 
 fn status(answer: &[u8]) -> anyhow::Result<u16> {
@@ -106,7 +128,8 @@ pub async fn at_full_speed(
         let (request, left) = (request.clone(), left.clone());
         lanes.spawn(async move {
             let mut connection = Connection::open(address).await?;
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
                 accepted(connection.exchange(&request).await?)?;
             }
             anyhow::Ok(())
@@ -189,9 +212,12 @@ mod tests {
     #[test]
     fn an_answer_ends_where_its_header_says() {
         let answer = b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\nok";
-        assert_eq!(length(answer), Some(answer.len()));
-        assert_eq!(length(&answer[..30]), None);
+        assert_eq!(End::of(answer), Some(End::At(answer.len())));
+        assert_eq!(End::of(&answer[..30]), None);
         assert_eq!(status(answer).unwrap(), 201);
+        let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        let end = End::of(chunked).unwrap();
+        assert!(end.is_reached(chunked) && !end.is_reached(&chunked[..chunked.len() - 5]));
         assert!(status(b"SSH-2").is_err());
     }
 

@@ -38,7 +38,8 @@ impl Program {
         command.env("LISTEN_ADDR", address.to_string());
         command.env("DATABASE_URL", &store.url).env_remove("LISTEN_DATABASE_URL");
         command.env("EGRESS_ALLOW", "127.0.0.0/8").env("LOG_LEVEL", "warn");
-        let mut program = Self { child: command.spawn().with_context(|| format!("starting {role}"))?, address };
+        let mut program =
+            Self { child: command.spawn().with_context(|| format!("starting {role}"))?, address };
         let begun = Instant::now();
         while program.get("/health/live").await.is_err() {
             ensure!(program.child.try_wait()?.is_none(), "{role} has ended");

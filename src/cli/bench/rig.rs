@@ -57,7 +57,10 @@ impl Rig {
         let mut rig = Self {
             directory: Directory(server.directory().to_owned()),
             server,
-            settings: Settings { egress_allow: vec!["127.0.0.0/8".parse().expect("a network")], ..settings.clone() },
+            settings: Settings {
+                egress_allow: vec!["127.0.0.0/8".parse().expect("a network")],
+                ..settings.clone()
+            },
             receiver: Program::receiver()?,
             bar,
             endpoint: None,
@@ -147,7 +150,7 @@ impl Rig {
     }
 
     fn options(&self, database: &str) -> PgConnectOptions {
-        self.server.connect_options().database(database)
+        self.server.connect_options().database(database).disable_statement_logging()
     }
 
     /// As libpq and other drivers read it.
@@ -159,12 +162,16 @@ impl Rig {
 
     /// `psql` or `pgbench` of the server's own version.
     pub async fn client(&self, name: &str, store: &Store) -> anyhow::Result<Command> {
-        let bin_directory: String =
-            sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'").fetch_one(&mut self.connect().await?).await?;
+        let bin_directory: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
+            .fetch_one(&mut self.connect().await?)
+            .await?;
         let program = Path::new(&bin_directory).join(name);
         ensure!(program.exists(), "there is no {}; it comes with PostgreSQL's packages", program.display());
         let mut command = Command::new(program);
-        command.env("PGHOST", self.server.socket_directory()).env("PGUSER", "postgres").env("PGDATABASE", &store.name);
+        command
+            .env("PGHOST", self.server.socket_directory())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", &store.name);
         command.kill_on_drop(true).stdin(std::process::Stdio::null());
         Ok(command)
     }
@@ -228,13 +235,18 @@ impl Store {
         Ok(())
     }
 
+    /// Where the deliveries of the first endpoint go.
+    pub fn endpoint_url(&self) -> &str {
+        self.endpoint.settings.postback_url.as_ref().expect("it was registered with one").as_str()
+    }
+
     /// More endpoints like the first one.
     pub async fn more_endpoints(&self, count: usize) -> anyhow::Result<Vec<Endpoint>> {
         let ids: Vec<i64> = sqlx::query_scalar(
             "insert into webhook_configs (name, postback_url, created_at, updated_at)
              select 'bench ' || n, $1, $2, $2 from generate_series(1, $3::bigint) as n returning id",
         )
-        .bind(self.endpoint.settings.postback_url.as_ref().map(|url| url.as_str()))
+        .bind(self.endpoint_url())
         .bind(self.endpoint.updated_at)
         .bind(i64::try_from(count)?)
         .fetch_all(&mut self.connect().await?)

@@ -36,10 +36,14 @@ const STATISTICS_CALLS: usize = 100;
 const DRAIN_MAX: Duration = Duration::from_mins(5);
 
 pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>> {
-    let count = args.deliveries;
+    let count = args.deliveries();
     let [archived_name, scheduled_name, ready_name] = [
         format!("{} million archived", millions(ARCHIVED * count)),
-        format!("{} million scheduled for later, {} endpoints", millions(SCHEDULED * count), SCHEDULED * count / SCHEDULED_EACH),
+        format!(
+            "{} million scheduled for later, {} endpoints",
+            millions(SCHEDULED * count),
+            SCHEDULED * count / SCHEDULED_EACH
+        ),
         format!("{} endpoints ready", count / READY_EACH),
     ];
     let archived = rig.fresh().await?;
@@ -51,7 +55,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
     rig.bar.inc(1);
 
     let mut samples = Samples::default();
-    for _ in 0..args.rounds {
+    for _ in 0..args.rounds() {
         let fresh = rig.fresh().await?;
         let rate = fill_and_drain(rig, &fresh, count).await?;
         rig.finish(fresh).await?;
@@ -81,11 +85,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
         let times = statistics(&archived).await?;
         rig.bar.inc(1);
         samples.add(STATISTICS, Unit::Milliseconds, median(&times));
-        samples.add(
-            "the same, slowest of 100",
-            Unit::Milliseconds,
-            times.into_iter().fold(0.0, f64::max),
-        );
+        samples.add("the same, slowest of 100", Unit::Milliseconds, times.into_iter().fold(0.0, f64::max));
     }
     for store in [archived, scheduled] {
         rig.drop_database(&store.name).await?;
@@ -131,7 +131,7 @@ async fn load_archive(store: &Store, count: usize) -> anyhow::Result<()> {
                       greatest(now() - ($5 - n) * interval '2 ms', date_trunc('day', now(), 'UTC')) as ended) as d",
         )
         .bind(store.endpoint.id.get())
-        .bind(store.endpoint.settings.postback_url.as_ref().map(|url| url.as_str()))
+        .bind(store.endpoint_url())
         .bind(i64::try_from(first)?)
         .bind(i64::try_from(last)?)
         .bind(i64::try_from(count)?)
@@ -168,7 +168,7 @@ async fn load_schedule(store: &Store, count: usize) -> anyhow::Result<()> {
            select (lpad(to_hex(n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid as queue_id) as d",
     )
     .bind(endpoints.iter().map(|endpoint| endpoint.id.get()).collect::<Vec<_>>())
-    .bind(store.endpoint.settings.postback_url.as_ref().map(|url| url.as_str()))
+    .bind(store.endpoint_url())
     .bind(i64::try_from(count)?)
     .execute(&mut store.connect().await?)
     .await?;
@@ -212,7 +212,8 @@ async fn by_processes(rig: &Rig, count: usize, processes: usize) -> anyhow::Resu
     let database = store.open();
     let endpoints = store.application(&database).api.endpoints;
     let enable = |enabled| {
-        endpoints.change(store.endpoint.id, EndpointParts { enabled: Some(enabled), ..EndpointParts::default() })
+        endpoints
+            .change(store.endpoint.id, EndpointParts { enabled: Some(enabled), ..EndpointParts::default() })
     };
     let disabled = enable(false).await?;
     let mut workers = Vec::new();
@@ -230,7 +231,10 @@ async fn by_processes(rig: &Rig, count: usize, processes: usize) -> anyhow::Resu
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut connection = store.connect().await?;
-    while sqlx::query_scalar("select exists (select from webhook_queue_open)").fetch_one(&mut connection).await? {
+    while sqlx::query_scalar("select exists (select from webhook_queue_open)")
+        .fetch_one(&mut connection)
+        .await?
+    {
         ensure!(begun.elapsed() < DRAIN_MAX, "{processes} processes do not settle");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
