@@ -50,7 +50,7 @@ pub struct BenchArgs {
     /// How long the soak lasts.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     minutes: u32,
-    /// Another queue to measure beside ours, by a command that bench/peers/README.md describes; may be repeated.
+    /// Another queue to measure beside ours; docs/benchmarks.md tells what the command must do. May be repeated.
     #[arg(long = "peer", value_name = "NAME=COMMAND")]
     peers: Vec<Peer>,
     /// The repository in which to write bench/figures.json, docs/benchmarks.md and its chart.
