@@ -15,8 +15,6 @@ const BAR_HEIGHT: f64 = 16.0;
 const ROW_HEIGHT: f64 = 24.0;
 const HEADING_HEIGHT: f64 = 40.0;
 const MARGIN: f64 = 16.0;
-/// Ratios above this are drawn as if they were it.
-const RATIO_MAX: f64 = 2.0;
 
 const STYLE: &str = "\
     .ground { fill: #ffffff } text { font: 13px system-ui, sans-serif; fill: #1f2933 } .heading { font-weight: 600; font-size: 15px }
@@ -38,11 +36,18 @@ struct Bar {
     class: &'static str,
 }
 
-/// Draws what can be compared: rates of peers, and ratios of larger to smaller is better.
+/// Draws what can be compared: rates of peers, and ratios.
 pub fn chart(sections: &Sections) -> String {
     let panels = [
         Panel { heading: "Drain, deliveries a second", bars: rates(sections) },
-        Panel { heading: "Ratios that should be large (line: the goal)", bars: ratios(sections) },
+        Panel {
+            heading: "Our drain against others (line: goal)",
+            bars: ratios(sections, |group| group == Group::Peers),
+        },
+        Panel {
+            heading: "Ratios, larger is better (line: goal; orange: not met)",
+            bars: ratios(sections, |group| group != Group::Peers),
+        },
     ];
     let panels: Vec<_> = panels.into_iter().filter(|panel| !panel.bars.is_empty()).collect();
     let height = panels.iter().map(Panel::height).sum::<f64>() + MARGIN;
@@ -112,17 +117,17 @@ fn rates(sections: &Sections) -> Vec<Bar> {
         .collect()
 }
 
-fn ratios(sections: &Sections) -> Vec<Bar> {
-    let figures = sections.values().flat_map(|section| &section.figures);
+fn ratios(sections: &Sections, is_meant: impl Fn(Group) -> bool) -> Vec<Bar> {
+    let sections = sections.iter().filter(|(group, _)| is_meant(**group));
+    let figures = sections.flat_map(|(_, section)| &section.figures);
     figures.filter(|figure| figure.unit == Unit::Ratio && figure.larger_is_better).map(bar).collect()
 }
 
 fn bar(figure: &Figure) -> Bar {
-    let value = if figure.unit == Unit::Ratio { figure.value.min(RATIO_MAX) } else { figure.value };
     Bar {
         label: figure.name.clone(),
         written: figure.unit.write(figure.value),
-        value,
+        value: figure.value,
         goal: figure.goal,
         class: if figure.is_met() == Some(false) { "missed" } else { "met" },
     }

@@ -37,6 +37,11 @@ impl Unit {
     }
 }
 
+/// A count, of millions in words.
+pub fn written(count: usize) -> String {
+    if count >= 1_000_000 { format!("{} million", float(count) / 1e6) } else { with_thousands(float(count)) }
+}
+
 fn with_thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut written = String::new();
@@ -227,5 +232,6 @@ mod tests {
         assert_eq!(Unit::PerSecond.write(1_234_567.4), "1,234,567/s");
         assert_eq!(Unit::PerSecond.write(999.6), "1,000/s");
         assert_eq!(Unit::PerSecond.write(12.0), "12/s");
+        assert_eq!((written(20_000).as_str(), written(5_000_000).as_str()), ("20,000", "5 million"));
     }
 }

@@ -66,7 +66,7 @@ fn explanation(group: Group) -> (&'static str, &'static str) {
         ),
         Group::Scale => (
             "Scale",
-            "The drain with much of something, against that of a fresh database with one endpoint in the same round; more \
+            "The drain with much of something, against that of a fresh database with one endpoint just before it; more \
              processes against one. The archived deliveries are all in the archive of today, into which the drain writes. \
              The snapshot is held from before the filling until after the drain. Processes are real ones, and are timed \
              from the moment when their endpoint is enabled until the open partition is empty.",
@@ -125,11 +125,15 @@ fn verdict(figure: &Figure) -> &'static str {
 fn change(figure: &Figure, section: &Section, then: Option<&Section>) -> String {
     let earlier =
         then.and_then(|then| Some((then, then.figures.iter().find(|last| last.name == figure.name)?)));
-    earlier.map_or_else(String::new, |(then, last)| {
-        let improvement = figure.improvement(section.ceiling, last, then.ceiling);
-        let mark = if improvement < WORSE { "  WORSE" } else { "" };
-        format!("{:+.0} %{mark}", (improvement - 1.0) * 100.0)
-    })
+    let improvement = earlier.map(|(then, last)| figure.improvement(section.ceiling, last, then.ceiling));
+    match improvement {
+        // there is no share of nothing
+        Some(improvement) if improvement.is_finite() => {
+            let mark = if improvement < WORSE { "  WORSE" } else { "" };
+            format!("{:+.0} %{mark}", (improvement - 1.0) * 100.0)
+        }
+        _ => String::new(),
+    }
 }
 
 /// What is committed in the repository at `root`, or at least written there; nothing if there is none.

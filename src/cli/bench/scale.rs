@@ -1,5 +1,5 @@
 //! What becomes of the drain when there is much of something: history, schedules, endpoints, snapshots, processes.
-//! Each against a drain of the same round on a fresh database, with one endpoint.
+//! Each against a drain just before it, on a fresh database with one endpoint.
 
 use std::slice::from_ref;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use sqlx::Connection as _;
 
 use super::BenchArgs;
 use super::drain::{drain, fill_and_drain};
-use super::figures::{Figure, Samples, Unit, float, median};
+use super::figures::{Figure, Samples, Unit, median, percentile, written};
 use super::load::Connection;
 use super::program::Program;
 use super::rig::{Rig, Store, per_second};
@@ -17,7 +17,7 @@ use crate::domain::endpoint::EndpointParts;
 use crate::infrastructure::postgres::tell_ready;
 
 /// Runs in a round.
-pub const RUNS: usize = 7 + PROCESSES.len();
+pub const RUNS: usize = 12 + PROCESSES.len();
 /// Runs that are made once: large databases are loaded.
 pub const LOADS: usize = 2;
 /// Archived deliveries, for each delivery of a run.
@@ -28,24 +28,21 @@ const SCHEDULED: usize = 25;
 const SCHEDULED_EACH: usize = 100;
 /// Ready deliveries of each of many endpoints.
 const READY_EACH: usize = 2;
-/// Numbers of processes, the first of which is what the others are measured against.
-const PROCESSES: [usize; 4] = [1, 2, 4, 8];
+/// Numbers of processes.
+const PROCESSES: [usize; 3] = [2, 4, 8];
 /// How many times statistics are asked for.
 const STATISTICS_CALLS: usize = 100;
 /// How long processes may take to drain.
 const DRAIN_MAX: Duration = Duration::from_mins(5);
 
+const FRESH: &str = "drain of a fresh database, one endpoint";
+const SNAPSHOT: &str = "drain beside a snapshot that is held open";
+const NEVER_ANALYZED: &str = "drain, never analyzed against analyzed";
+const OF_PROCESSES: &str = " processes against one";
+const STATISTICS: &str = "GET /webhooks/stats, with as many archived";
+
 pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>> {
     let count = args.deliveries();
-    let [archived_name, scheduled_name, ready_name] = [
-        format!("{} million archived", millions(ARCHIVED * count)),
-        format!(
-            "{} million scheduled for later, {} endpoints",
-            millions(SCHEDULED * count),
-            SCHEDULED * count / SCHEDULED_EACH
-        ),
-        format!("{} endpoints ready", count / READY_EACH),
-    ];
     let archived = rig.fresh().await?;
     load_archive(&archived, ARCHIVED * count).await?;
     rig.bar.inc(1);
@@ -53,39 +50,43 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
     load_schedule(&scheduled, SCHEDULED * count).await?;
     rig.checkpoint().await?;
     rig.bar.inc(1);
+    let [with_archived, with_scheduled, with_endpoints] = [
+        format!("drain with {} archived", written(ARCHIVED * count)),
+        format!(
+            "drain with {} scheduled for later, on {} endpoints",
+            written(SCHEDULED * count),
+            written(SCHEDULED * count / SCHEDULED_EACH)
+        ),
+        format!("drain of {} endpoints", written(count / READY_EACH)),
+    ];
 
     let mut samples = Samples::default();
     for _ in 0..args.rounds() {
-        let fresh = rig.fresh().await?;
-        let rate = fill_and_drain(rig, &fresh, count).await?;
-        rig.finish(fresh).await?;
-        samples.add("drain, fresh database, one endpoint", Unit::PerSecond, rate);
-
+        let rate = fresh(rig, count, &mut samples).await?;
         let drained = fill_and_drain(rig, &archived, count).await?;
         rig.bar.inc(1);
-        samples.add(archived_name.as_str(), Unit::Ratio, drained / rate);
+        samples.add(&with_archived, Unit::Ratio, drained / rate);
+        let rate = fresh(rig, count, &mut samples).await?;
         let drained = fill_and_drain(rig, &scheduled, count).await?;
         rig.bar.inc(1);
-        samples.add(scheduled_name.as_str(), Unit::Ratio, drained / rate);
-        samples.add(ready_name.as_str(), Unit::Ratio, many_endpoints(rig, count).await? / rate);
+        samples.add(&with_scheduled, Unit::Ratio, drained / rate);
+        let rate = fresh(rig, count, &mut samples).await?;
+        samples.add(&with_endpoints, Unit::Ratio, many_endpoints(rig, count).await? / rate);
+        let rate = fresh(rig, count, &mut samples).await?;
         samples.add(SNAPSHOT, Unit::Ratio, beside_a_snapshot(rig, count).await? / rate);
+        let rate = fresh(rig, count, &mut samples).await?;
         samples.add(NEVER_ANALYZED, Unit::Ratio, rate / analyzed(rig, count).await?);
 
-        let mut one = None;
+        let one = by_processes(rig, count, 1).await?;
+        samples.add("drain by one process of its own", Unit::PerSecond, one);
         for processes in PROCESSES {
             let rate = by_processes(rig, count, processes).await?;
-            match one {
-                None => {
-                    samples.add("one process, by itself", Unit::PerSecond, rate);
-                    one = Some(rate);
-                }
-                Some(one) => samples.add(format!("{processes}{OF_PROCESSES}"), Unit::Ratio, rate / one),
-            }
+            samples.add(format!("{processes}{OF_PROCESSES}"), Unit::Ratio, rate / one);
         }
         let times = statistics(&archived).await?;
         rig.bar.inc(1);
         samples.add(STATISTICS, Unit::Milliseconds, median(&times));
-        samples.add("the same, slowest of 100", Unit::Milliseconds, times.into_iter().fold(0.0, f64::max));
+        samples.add("the same, slowest of 100", Unit::Milliseconds, percentile(&times, 100));
     }
     for store in [archived, scheduled] {
         rig.drop_database(&store.name).await?;
@@ -94,7 +95,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
         SNAPSHOT => figure.at_least(0.8),
         NEVER_ANALYZED => figure.at_least(0.95),
         STATISTICS => figure.at_most(20.0),
-        name if [&archived_name, &scheduled_name, &ready_name].iter().any(|known| *known == name) => {
+        name if [&with_archived, &with_scheduled, &with_endpoints].iter().any(|known| *known == name) => {
             figure.at_least(0.9)
         }
         name if name.ends_with(OF_PROCESSES) => figure.at_least(1.0),
@@ -102,13 +103,13 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
     }))
 }
 
-const SNAPSHOT: &str = "another session holds a snapshot open";
-const NEVER_ANALYZED: &str = "never analyzed against analyzed";
-const OF_PROCESSES: &str = " processes against one";
-const STATISTICS: &str = "GET /webhooks/stats, with that many archived";
-
-fn millions(count: usize) -> String {
-    format!("{}", float(count) / 1e6)
+/// What the run after it is measured against.
+async fn fresh(rig: &Rig, count: usize, samples: &mut Samples) -> anyhow::Result<f64> {
+    let store = rig.fresh().await?;
+    let rate = fill_and_drain(rig, &store, count).await?;
+    rig.finish(store).await?;
+    samples.add(FRESH, Unit::PerSecond, rate);
+    Ok(rate)
 }
 
 /// Terminal deliveries of the last hours, all in the archive of today, into which settles write.
