@@ -203,6 +203,14 @@ async fn drain_and_count(rig: &Rig, deliveries: usize) -> anyhow::Result<Drained
     })
 }
 
+/// Fills and drains a database of its own.
+pub async fn drain_fresh(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
+    let store = rig.fresh().await?;
+    let rate = fill_and_drain(rig, &store, deliveries).await?;
+    rig.finish(store).await?;
+    Ok(rate)
+}
+
 /// Fills the queue for one endpoint, then drains it.
 pub async fn fill_and_drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Result<f64> {
     store.fill(from_ref(&store.endpoint), deliveries).await?;

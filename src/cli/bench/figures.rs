@@ -64,6 +64,7 @@ pub struct Figure {
     /// Of all rounds.
     pub lowest: f64,
     pub highest: f64,
+    /// Whether a larger value is an improvement.
     pub larger_is_better: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub goal: Option<f64>,

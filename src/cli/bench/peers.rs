@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::BenchArgs;
-use super::drain::fill_and_drain;
+use super::drain::drain_fresh;
 use super::figures::{Figure, Samples, Unit, float};
 use super::rig::{Rig, new_delivery};
 
@@ -71,9 +71,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<(Vec<Figure>
     let mut samples = Samples::default();
     let mut remarks: Vec<String> = Vec::new();
     for _ in 0..args.rounds() {
-        let store = rig.fresh().await?;
-        let ours = fill_and_drain(rig, &store, args.deliveries()).await?;
-        rig.finish(store).await?;
+        let ours = drain_fresh(rig, args.deliveries()).await?;
         samples.add(OURS, Unit::PerSecond, ours);
         for peer in &args.peers {
             let report =

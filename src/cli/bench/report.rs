@@ -77,7 +77,11 @@ fn explanation(group: Group) -> (&'static str, &'static str) {
              a lock, so that nothing can be stored, and callers go on until events are refused with 503 for want of room. They \
              send single events of 7 kB, or streams of events of 0.5 kB.",
         ),
-        Group::Soak => ("Soak", "A `serve` process at half the drain rate for as long as `--minutes` says."),
+        Group::Soak => (
+            "Soak",
+            "A `serve` process that is sent events at half the drain rate, measured just before, for as long as `--minutes` \
+             says. The size of the open partition is taken each minute after a VACUUM.",
+        ),
         Group::Peers => (
             "Against other queues",
             "The same drain by other queues at their best settings, on the same server (BullMQ on a Redis that syncs its \

@@ -8,7 +8,7 @@ use anyhow::ensure;
 use sqlx::Connection as _;
 
 use super::BenchArgs;
-use super::drain::{drain, fill_and_drain};
+use super::drain::{drain, drain_fresh, fill_and_drain};
 use super::figures::{Figure, Samples, Unit, median, percentile, written};
 use super::load::Connection;
 use super::program::Program;
@@ -105,9 +105,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
 
 /// What the run after it is measured against.
 async fn fresh(rig: &Rig, count: usize, samples: &mut Samples) -> anyhow::Result<f64> {
-    let store = rig.fresh().await?;
-    let rate = fill_and_drain(rig, &store, count).await?;
-    rig.finish(store).await?;
+    let rate = drain_fresh(rig, count).await?;
     samples.add(FRESH, Unit::PerSecond, rate);
     Ok(rate)
 }

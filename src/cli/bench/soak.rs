@@ -1,14 +1,13 @@
 //! Many minutes at half the drain rate: memory, the open partition and the lag must not grow.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::BenchArgs;
-use super::drain::fill_and_drain;
-use super::figures::{Figure, Samples, Unit, float};
+use super::drain::drain_fresh;
+use super::figures::{Figure, Samples, Unit, float, median};
 use super::load::{self, Schedule};
 use super::program::Program;
 use super::rig::{Rig, Store};
-use crate::cli::output::say;
 
 /// Requests a second, each of which carries many events.
 const REQUESTS: f64 = 10.0;
@@ -21,13 +20,15 @@ const MEMORY: &str = "memory at the end against the second minute";
 const PARTITION: &str = "open partition after VACUUM, at the end against the second minute";
 
 pub fn runs(args: &BenchArgs) -> usize {
-    1 + args.minutes()
+    args.rounds() + args.minutes()
 }
 
 pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>> {
-    let store = rig.fresh().await?;
-    let rate = fill_and_drain(rig, &store, args.deliveries()).await? / 2.0;
-    rig.finish(store).await?;
+    let mut rates = Vec::new();
+    for _ in 0..args.rounds() {
+        rates.push(drain_fresh(rig, args.deliveries()).await?);
+    }
+    let rate = median(&rates) / 2.0;
 
     let store = rig.fresh().await?;
     let serve = Program::service("serve", &store).await?;
@@ -47,14 +48,13 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
             delivered_per_second: float(usize::try_from(delivered)?) / begun.elapsed().as_secs_f64(),
             lag_ms: serve.get("/webhooks/stats").await?["oldest_ready_age_ms"].as_f64().unwrap_or_default(),
             memory_mb: serve.memory_mb()?.now,
-            partition_bytes: partition_bytes(&store).await?,
+            partition_mb: partition_mb(&store).await?,
         };
-        rig.bar.suspend(|| say(state.text(minute)))?;
+        // not part of the result, which may be meant for a program
+        rig.bar.suspend(|| eprintln!("{}", state.text(minute)));
         rig.bar.inc(1);
         minutes.push(state);
     }
-    // what is still under way ends
-    tokio::time::sleep(Duration::from_secs(1)).await;
     drop(serve);
     rig.drop_database(&store.name).await?;
 
@@ -69,8 +69,8 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
     samples.add(LAG, Unit::Milliseconds, lag);
     samples.add("memory at the end", Unit::Megabytes, last.memory_mb);
     samples.add(MEMORY, Unit::Ratio, last.memory_mb / second.memory_mb);
-    samples.add("open partition after VACUUM, at the end", Unit::Bytes, last.partition_bytes);
-    samples.add(PARTITION, Unit::Ratio, last.partition_bytes / second.partition_bytes);
+    samples.add("open partition after VACUUM, at the end", Unit::Megabytes, last.partition_mb);
+    samples.add(PARTITION, Unit::Ratio, last.partition_mb / second.partition_mb);
     Ok(samples.into_figures(|figure| match figure.name.as_str() {
         LAG => figure.at_most(1_000.0),
         MEMORY | PARTITION => figure.at_most(1.1),
@@ -83,7 +83,7 @@ struct Minute {
     delivered_per_second: f64,
     lag_ms: f64,
     memory_mb: f64,
-    partition_bytes: f64,
+    partition_mb: f64,
 }
 
 impl Minute {
@@ -93,16 +93,16 @@ impl Minute {
             Unit::PerSecond.write(self.delivered_per_second),
             Unit::Milliseconds.write(self.lag_ms),
             Unit::Megabytes.write(self.memory_mb),
-            Unit::Bytes.write(self.partition_bytes),
+            Unit::Megabytes.write(self.partition_mb),
         )
     }
 }
 
 /// With its indexes, once what is dead is cleared away.
-async fn partition_bytes(store: &Store) -> anyhow::Result<f64> {
+async fn partition_mb(store: &Store) -> anyhow::Result<f64> {
     store.execute("vacuum webhook_queue_open").await?;
-    let bytes = sqlx::query_scalar("select pg_total_relation_size('webhook_queue_open')::float8")
+    let megabytes = sqlx::query_scalar("select pg_total_relation_size('webhook_queue_open') / 1e6::float8")
         .fetch_one(&mut store.connect().await?)
         .await?;
-    Ok(bytes)
+    Ok(megabytes)
 }
