@@ -6,11 +6,11 @@ use super::Group;
 use super::figures::{Figure, Sections, Unit, float};
 use super::peers;
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 900.0;
 /// Where bars begin; their labels end before it.
-const BARS_FROM: f64 = 400.0;
+const BARS_FROM: f64 = 430.0;
 /// Where the longest bar ends; its value is written behind it.
-const BARS_TO: f64 = 790.0;
+const BARS_TO: f64 = 810.0;
 const BAR_HEIGHT: f64 = 16.0;
 const ROW_HEIGHT: f64 = 24.0;
 const HEADING_HEIGHT: f64 = 40.0;
@@ -53,7 +53,7 @@ pub fn chart(sections: &Sections) -> String {
     let height = panels.iter().map(Panel::height).sum::<f64>() + MARGIN;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
-         <style>\n{STYLE}\n</style>\n<rect class=\"ground\" width=\"100%\" height=\"100%\" rx=\"6\"/>\n"
+         <title>Benchmarks of webhook-processor</title>\n<style>\n{STYLE}\n</style>\n<rect class=\"ground\" width=\"100%\" height=\"100%\" rx=\"6\"/>\n"
     );
     let mut top = 0.0;
     for panel in &panels {
@@ -148,8 +148,8 @@ mod tests {
         let panel = Panel { heading: "Ratios", bars: vec![bar(0.5, Some(1.0)), bar(0.25, None)] };
         let mut svg = String::new();
         panel.draw(&mut svg, 0.0).unwrap();
-        assert!(svg.contains("width=\"195.0\"") && svg.contains("width=\"97.5\""), "{svg}");
-        assert!(svg.contains("x1=\"790.0\""), "the goal is at the end: {svg}");
+        assert!(svg.contains("width=\"190.0\"") && svg.contains("width=\"95.0\""), "{svg}");
+        assert!(svg.contains("x1=\"810.0\""), "the goal is at the end: {svg}");
         assert!(svg.contains("a &lt; b"), "{svg}");
     }
 

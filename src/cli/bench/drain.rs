@@ -87,7 +87,7 @@ fn sender(rig: &Rig) -> anyhow::Result<HttpSender> {
 /// The sender alone, as many requests under way as workers hold leases.
 async fn http_only(rig: &Rig, requests: usize) -> anyhow::Result<f64> {
     let sender = Arc::new(sender(rig)?);
-    let endpoint = Arc::new(rig.endpoint().clone());
+    let endpoint = Arc::new(rig.endpoint.clone());
     let left = Arc::new(AtomicUsize::new(requests));
     let begun = Instant::now();
     let lanes = (0..rig.settings.workers.count * rig.settings.workers.batch_size).map(|_| {

@@ -104,7 +104,7 @@ async fn run(rig: &Rig, peer: &Peer, deliveries: usize) -> anyhow::Result<Report
     command.args(["-c", &peer.command]);
     command.env("DATABASE_URL", rig.url(&database));
     // as ours are delivered, with the same parameters
-    command.env("RECEIVER_URL", new_delivery(rig.endpoint()).webhook_url);
+    command.env("RECEIVER_URL", new_delivery(&rig.endpoint).webhook_url);
     command.env("DELIVERIES", deliveries.to_string());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log)?);
     let mut process = Process(command.process_group(0).spawn().context("starting it")?);

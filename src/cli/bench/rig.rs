@@ -42,7 +42,7 @@ pub struct Rig {
     pub receiver: Program,
     pub bar: ProgressBar,
     /// The endpoint of the template, and so of every database.
-    endpoint: Option<Endpoint>,
+    pub endpoint: Endpoint,
     databases: AtomicUsize,
     /// Goes last: the server must have stopped.
     directory: Directory,
@@ -54,29 +54,12 @@ impl Rig {
         // durable, as in production, and never the user's own database
         let options = EmbeddedOptions { directory, durable: true, binaries: None };
         let server = EmbeddedPostgres::start(&options).await?;
-        let mut rig = Self {
-            directory: Directory(server.directory().to_owned()),
-            server,
-            settings: Settings {
-                egress_allow: vec!["127.0.0.0/8".parse().expect("a network")],
-                ..settings.clone()
-            },
-            receiver: Program::receiver()?,
-            bar,
-            endpoint: None,
-            databases: AtomicUsize::new(0),
-        };
-        rig.execute(&format!("create database {TEMPLATE}")).await?;
-        let options = rig.options(TEMPLATE);
-        let database = Database::new(options, rig.settings.request_connections);
-        database.migrate().await?;
-        database.ensure_archives().await?;
-        let application = Application::new(&database, &rig.settings);
-        let endpoint = application.api.endpoints.register(rig.endpoint_parts()).await?;
-        rig.endpoint = Some(endpoint);
-        database.close().await;
-        rig.wait_for_farewell(TEMPLATE).await?;
-        Ok(rig)
+        let directory = Directory(server.directory().to_owned());
+        let receiver = Program::receiver()?;
+        let settings =
+            Settings { egress_allow: vec!["127.0.0.0/8".parse().expect("a network")], ..settings.clone() };
+        let endpoint = make_template(&server, &settings, &receiver).await?;
+        Ok(Self { server, settings, receiver, bar, endpoint, databases: AtomicUsize::new(0), directory })
     }
 
     /// Stops everything and removes it.
@@ -87,19 +70,6 @@ impl Rig {
         Ok(())
     }
 
-    /// What deliveries request.
-    pub fn receiver_url(&self) -> String {
-        format!("http://{}/postback", self.receiver.address)
-    }
-
-    fn endpoint_parts(&self) -> EndpointParts {
-        EndpointParts {
-            name: Some("bench".into()),
-            postback_url: Some(Some(self.receiver_url())),
-            ..EndpointParts::default()
-        }
-    }
-
     /// A new database with the schema and one endpoint, never analyzed.
     pub async fn fresh(&self) -> anyhow::Result<Store> {
         let name = self.create_database(&format!("template {TEMPLATE}")).await?;
@@ -107,13 +77,9 @@ impl Rig {
             options: self.options(&name),
             url: self.url(&name),
             name,
-            endpoint: self.endpoint().clone(),
+            endpoint: self.endpoint.clone(),
             settings: self.settings.clone(),
         })
-    }
-
-    pub fn endpoint(&self) -> &Endpoint {
-        self.endpoint.as_ref().expect("registered at the start")
     }
 
     /// A new database, with nothing in it where `with` says nothing else; answers its name.
@@ -197,6 +163,27 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// Makes the database that others are copies of.
+async fn make_template(
+    server: &EmbeddedPostgres,
+    settings: &Settings,
+    receiver: &Program,
+) -> anyhow::Result<Endpoint> {
+    let options = server.connect_options();
+    execute(&mut options.connect().await?, &format!("create database {TEMPLATE}")).await?;
+    let database = Database::new(options.database(TEMPLATE), settings.request_connections);
+    database.migrate().await?;
+    database.ensure_archives().await?;
+    let parts = EndpointParts {
+        name: Some("bench".into()),
+        postback_url: Some(Some(format!("http://{}/postback", receiver.address))),
+        ..EndpointParts::default()
+    };
+    let endpoint = Application::new(&database, settings).api.endpoints.register(parts).await?;
+    database.close().await;
+    Ok(endpoint)
 }
 
 /// A database of a run.
