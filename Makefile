@@ -38,8 +38,16 @@ check: prerequisites ## check formatting, lints and documentation
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 
 .PHONY: bench
-bench: prerequisites ## measure deliveries per second on this machine
-	cargo run --release --locked -- bench
+bench: prerequisites ## measure this machine and write docs/benchmarks.md (20 minutes)
+	cargo run --release --locked -- bench --write .
+
+.PHONY: bench-peers
+bench-peers: prerequisites ## the same for other queues, side by side with ours
+	scripts/install-bench-prerequisites
+	cargo run --release --locked -- bench --only peers --write . \
+		--peer 'graphile-worker=bench/peers/run graphile-worker' \
+		--peer 'bullmq=bench/peers/run bullmq' \
+		--peer 'pg-boss=bench/peers/run pg-boss'
 
 .PHONY: migrate
 migrate: prerequisites ## bring the database up to date

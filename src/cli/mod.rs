@@ -107,7 +107,7 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Api => Role::Api,
         Command::Worker => Role::Worker,
         Command::Health => return health(&settings).await,
-        Command::Bench(args) => return bench::run(args, &settings, json).await,
+        Command::Bench(args) => return bench::run(args, &settings, stop, json).await,
         command => return with_database(command, &settings, json, stop).await,
     };
     service::run(&settings, role, telemetry::record_metrics()?, stop).await

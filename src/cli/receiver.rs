@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
 use chrono::Utc;
 use clap::Args;
 use rand::RngExt as _;
+use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -56,6 +58,22 @@ struct Received {
     failed: AtomicU64,
 }
 
+impl Received {
+    fn counts(&self) -> Counts {
+        Counts {
+            requests: self.requests.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Requests, and how many of them were answered with a failure.
+#[derive(Serialize)]
+struct Counts {
+    requests: u64,
+    failed: u64,
+}
+
 pub async fn run(args: ReceiverArgs, json: bool) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
@@ -67,15 +85,20 @@ pub async fn run(args: ReceiverArgs, json: bool) -> anyhow::Result<()> {
         println!("listening on http://{address}");
     }
     let received = Arc::new(Received { args, json, requests: AtomicU64::new(0), failed: AtomicU64::new(0) });
-    serve(listener, Router::new().fallback(receive).with_state(received.clone()), stop).await;
+    let router = Router::new().route("/received", get(count)).fallback(receive).with_state(received.clone());
+    serve(listener, router, stop).await;
 
-    let (requests, failed) =
-        (received.requests.load(Ordering::Relaxed), received.failed.load(Ordering::Relaxed));
+    let Counts { requests, failed } = received.counts();
     if json {
-        return print_json(&json!({"requests": requests, "failed": failed}));
+        return print_json(&received.counts());
     }
     println!("{requests} requests, of which {failed} were answered with a failure");
     Ok(())
+}
+
+/// How many have arrived, for programs that ask; not counted itself.
+async fn count(State(received): State<Arc<Received>>) -> Json<Counts> {
+    Json(received.counts())
 }
 
 async fn receive(State(received): State<Arc<Received>>, request: Request) -> impl IntoResponse {

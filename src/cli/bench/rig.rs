@@ -1,0 +1,282 @@
+//! What all figures stand on: a private PostgreSQL with `fsync` on, a database for each run, and a receiver.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use indicatif::ProgressBar;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, PgConnection};
+use tokio::process::Command;
+use url::form_urlencoded::byte_serialize;
+use uuid::Uuid;
+
+use super::figures::float;
+use super::program::Program;
+use crate::application::ports::{DeliveryQueue as _, Upkeep as _};
+use crate::domain::delivery::{NewDelivery, QueueId};
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
+use crate::domain::event::{Event, EventParts};
+use crate::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
+use crate::infrastructure::postgres::Database;
+use crate::infrastructure::service::Application;
+use crate::infrastructure::settings::Settings;
+
+/// Deliveries that one statement stores while a run is prepared.
+const FILL_BATCH: usize = 1_000;
+/// The database that those of the runs are copies of.
+const TEMPLATE: &str = "bench_template";
+/// How long connections may take to end.
+const FAREWELL_MAX: Duration = Duration::from_secs(10);
+
+/// The parameters of every event, one payload for all.
+pub const PARAMETERS: [(&str, &str); 4] =
+    [("user_id", "user_123"), ("value", "100"), ("token", "abc123"), ("signature", "xyz789")];
+
+/// What the runs share.
+pub struct Rig {
+    server: EmbeddedPostgres,
+    pub settings: Settings,
+    /// Answers every request at once.
+    pub receiver: Program,
+    pub bar: ProgressBar,
+    /// The endpoint of the template, and so of every database.
+    pub endpoint: Endpoint,
+    databases: AtomicUsize,
+    /// Goes last: the server must have stopped.
+    directory: Directory,
+}
+
+impl Rig {
+    pub async fn start(settings: &Settings, bar: ProgressBar) -> anyhow::Result<Self> {
+        let directory = std::env::temp_dir().join(format!("webhook-processor-bench-{}", std::process::id()));
+        // durable, as in production, and never the user's own database
+        let options = EmbeddedOptions { directory, durable: true, binaries: None };
+        let server = EmbeddedPostgres::start(&options).await?;
+        let directory = Directory(server.directory().to_owned());
+        let receiver = Program::receiver()?;
+        let settings =
+            Settings { egress_allow: vec!["127.0.0.0/8".parse().expect("a network")], ..settings.clone() };
+        let endpoint = make_template(&server, &settings, &receiver).await?;
+        Ok(Self { server, settings, receiver, bar, endpoint, databases: AtomicUsize::new(0), directory })
+    }
+
+    /// Stops everything and removes it.
+    pub async fn close(self) -> anyhow::Result<()> {
+        self.bar.finish_and_clear();
+        self.server.stop().await?;
+        drop(self.directory);
+        Ok(())
+    }
+
+    /// A new database with the schema and one endpoint, never analyzed.
+    pub async fn fresh(&self) -> anyhow::Result<Store> {
+        let name = self.create_database(&format!("template {TEMPLATE}")).await?;
+        Ok(Store {
+            options: self.options(&name),
+            url: self.url(&name),
+            name,
+            endpoint: self.endpoint.clone(),
+            settings: self.settings.clone(),
+        })
+    }
+
+    /// A new database, with nothing in it where `with` says nothing else; answers its name.
+    pub async fn create_database(&self, with: &str) -> anyhow::Result<String> {
+        let name = format!("bench_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.execute(&format!("create database {name} {with}")).await?;
+        Ok(name)
+    }
+
+    /// Removes a database, whoever uses it.
+    pub async fn drop_database(&self, name: &str) -> anyhow::Result<()> {
+        self.execute(&format!("drop database {name} with (force)")).await
+    }
+
+    /// The end of a run on a database of its own.
+    pub async fn finish(&self, store: Store) -> anyhow::Result<()> {
+        self.drop_database(&store.name).await?;
+        self.bar.inc(1);
+        Ok(())
+    }
+
+    /// Writes everything out, so that no run pays for the one before.
+    pub async fn checkpoint(&self) -> anyhow::Result<()> {
+        self.execute("checkpoint").await
+    }
+
+    async fn execute(&self, statement: &str) -> anyhow::Result<()> {
+        execute(&mut self.connect().await?, statement).await
+    }
+
+    /// A connection to none of the databases of the runs.
+    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
+        Ok(self.options("postgres").connect().await?)
+    }
+
+    fn options(&self, database: &str) -> PgConnectOptions {
+        self.server.connect_options().database(database).disable_statement_logging()
+    }
+
+    /// As libpq and other drivers read it.
+    pub fn url(&self, database: &str) -> String {
+        let directory = self.server.socket_directory().to_string_lossy();
+        let host: String = byte_serialize(directory.as_bytes()).collect();
+        format!("postgres://postgres@localhost:5432/{database}?host={host}")
+    }
+
+    /// `psql` or `pgbench` of the server's own version.
+    pub async fn client(&self, name: &str, store: &Store) -> anyhow::Result<Command> {
+        let bin_directory: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
+            .fetch_one(&mut self.connect().await?)
+            .await?;
+        let program = Path::new(&bin_directory).join(name);
+        ensure!(program.exists(), "there is no {}; it comes with PostgreSQL's packages", program.display());
+        let mut command = Command::new(program);
+        command
+            .env("PGHOST", self.server.socket_directory())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", &store.name);
+        command.kill_on_drop(true).stdin(std::process::Stdio::null());
+        Ok(command)
+    }
+
+    /// A place for files, removed at the end.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.0.join(name)
+    }
+
+    /// Waits until nobody is connected to a database: only then have all told what they did.
+    pub async fn wait_for_farewell(&self, database: &str) -> anyhow::Result<()> {
+        let mut connection = self.connect().await?;
+        let begun = Instant::now();
+        while sqlx::query_scalar(
+            "select exists (select from pg_stat_activity where datname = $1 and backend_type = 'client backend')",
+        )
+        .bind(database)
+        .fetch_one(&mut connection)
+        .await?
+        {
+            ensure!(begun.elapsed() < FAREWELL_MAX, "somebody is still connected to {database}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the database that others are copies of.
+async fn make_template(
+    server: &EmbeddedPostgres,
+    settings: &Settings,
+    receiver: &Program,
+) -> anyhow::Result<Endpoint> {
+    let options = server.connect_options();
+    execute(&mut options.connect().await?, &format!("create database {TEMPLATE}")).await?;
+    let database = Database::new(options.database(TEMPLATE), settings.request_connections);
+    database.migrate().await?;
+    database.ensure_archives().await?;
+    let parts = EndpointParts {
+        name: Some("bench".into()),
+        postback_url: Some(Some(format!("http://{}/postback", receiver.address))),
+        ..EndpointParts::default()
+    };
+    let endpoint = Application::new(&database, settings).api.endpoints.register(parts).await?;
+    database.close().await;
+    Ok(endpoint)
+}
+
+/// A database of a run.
+pub struct Store {
+    pub name: String,
+    pub url: String,
+    options: PgConnectOptions,
+    pub endpoint: Endpoint,
+    settings: Settings,
+}
+
+impl Store {
+    /// Pools on it. Close them: their statistics count then.
+    pub fn open(&self) -> Database {
+        Database::new(self.options.clone(), self.settings.request_connections)
+    }
+
+    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
+        Ok(self.options.connect().await?)
+    }
+
+    pub async fn execute(&self, statement: &str) -> anyhow::Result<()> {
+        execute(&mut self.connect().await?, statement).await
+    }
+
+    /// Stores deliveries, in turn for each of the endpoints.
+    pub async fn fill(&self, endpoints: &[Endpoint], deliveries: usize) -> anyhow::Result<()> {
+        let database = self.open();
+        for begin in (0..deliveries).step_by(FILL_BATCH) {
+            let batch: Vec<_> = (begin..deliveries.min(begin + FILL_BATCH))
+                .map(|number| new_delivery(&endpoints[number % endpoints.len()]))
+                .collect();
+            database.enqueue(&batch).await?;
+        }
+        database.close().await;
+        Ok(())
+    }
+
+    /// Where the deliveries of the first endpoint go.
+    pub fn endpoint_url(&self) -> &str {
+        self.endpoint.settings.postback_url.as_ref().expect("it was registered with one").as_str()
+    }
+
+    /// More endpoints like the first one.
+    pub async fn more_endpoints(&self, count: usize) -> anyhow::Result<Vec<Endpoint>> {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "insert into webhook_configs (name, postback_url, created_at, updated_at)
+             select 'bench ' || n, $1, $2, $2 from generate_series(1, $3::bigint) as n returning id",
+        )
+        .bind(self.endpoint_url())
+        .bind(self.endpoint.updated_at)
+        .bind(i64::try_from(count)?)
+        .fetch_all(&mut self.connect().await?)
+        .await?;
+        let like_the_first = |id| Endpoint { id: EndpointId::from_stored(id), ..self.endpoint.clone() };
+        Ok(ids.into_iter().map(like_the_first).collect())
+    }
+
+    /// Registers or changes endpoints, and what else the application does.
+    pub fn application(&self, database: &Database) -> Application {
+        Application::new(database, &self.settings)
+    }
+}
+
+/// A delivery of the one payload.
+pub fn new_delivery(endpoint: &Endpoint) -> NewDelivery {
+    let event = Event::parse(EventParts {
+        event_type: "+credit".into(),
+        config_id: endpoint.id.get(),
+        url_params: PARAMETERS.into_iter().collect(),
+        ..EventParts::default()
+    });
+    let event = event.expect("the event is well-formed");
+    NewDelivery::new(QueueId::new(Uuid::now_v7()), &event, endpoint).expect("the endpoint has the URL")
+}
+
+/// Runs statements that only this program has written.
+pub async fn execute(connection: &mut PgConnection, statements: &str) -> anyhow::Result<()> {
+    let ran = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(connection).await;
+    ran.map(drop).with_context(|| format!("running {}", statements.lines().next().unwrap_or_default()))
+}
+
+/// So many of something in the time since `begun`.
+pub fn per_second(count: usize, begun: Instant) -> f64 {
+    float(count) / begun.elapsed().as_secs_f64()
+}
+
+/// Removed when it goes out of scope.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // nobody misses what could not be removed
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
