@@ -23,7 +23,7 @@ use crate::domain::endpoint::EndpointId;
 
 /// How many claims a process makes at a time, for all of its workers. While one is under way slots become free, so under
 /// load each claim is large, and idle it is immediate.
-const CLAIMERS: usize = 2;
+pub const CLAIMERS: usize = 2;
 /// How many deliveries are made ready at a time.
 const PROMOTE_MAX: usize = 1_000;
 /// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
@@ -44,6 +44,13 @@ pub struct WorkerSettings {
     pub poll_interval: Duration,
     /// For how long a lease is taken.
     pub lease: Duration,
+}
+
+impl WorkerSettings {
+    /// How many leases one claim takes at most.
+    pub fn claim_max(&self) -> usize {
+        (self.count * self.batch_size).div_ceil(CLAIMERS)
+    }
 }
 
 /// The workers of one process.
@@ -97,7 +104,7 @@ impl WorkerPool {
             let free = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                free = slots.take(self.claim_max(), more_waits) => free,
+                free = slots.take(self.settings.claim_max(), more_waits) => free,
             };
             // armed before it looks, and only now that it has room: a wakeup must not reach a claimer that has none
             let woken = self.wakeup.woken();
@@ -133,11 +140,6 @@ impl WorkerPool {
             }
         }
         slots.all_free().await;
-    }
-
-    /// How many leases one claim takes at most.
-    fn claim_max(&self) -> usize {
-        (self.settings.count * self.settings.batch_size).div_ceil(CLAIMERS)
     }
 
     async fn claim(

@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 use super::BenchArgs;
 use super::figures::{Figure, Samples, Unit, float};
 use super::rig::{Rig, Store, new_delivery, per_second};
+use crate::application::circuits::Circuits;
 use crate::application::deliver::Deliver;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{Claim, DeliveryQueue as _, Sender};
 use crate::application::shares::Rooms;
 use crate::application::wakeup::Wakeup;
-use crate::application::worker_pool::WorkerPool;
+use crate::application::worker_pool::{CLAIMERS, WorkerPool};
 use crate::domain::address::AddressPolicy;
 use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, WorkerId};
@@ -123,24 +124,29 @@ fn leased(endpoint: &Endpoint) -> LeasedDelivery {
         max_retries: new.max_retries,
         abandoned_for: None,
         waited: Duration::ZERO,
+        priority: new.priority,
+        ready_since: chrono::Utc::now(),
+        probe: false,
+        in_flight_limited: false,
+        starts_in: None,
         claimed_at: Instant::now(),
     }
 }
 
-/// The queue alone: as many claimers as there are workers, each settling what it has claimed.
+/// The queue alone: as many claimers as a process has, each settling what it has claimed.
 async fn sql_only(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
     let store = rig.fresh().await?;
     store.fill(from_ref(&store.endpoint), deliveries).await?;
     let database = &store.open();
     let begun = Instant::now();
-    let claimers = (1..=rig.settings.workers.count).map(|number| async move {
-        let limit = rig.settings.workers.batch_size;
+    let claimers = (1..=CLAIMERS).map(|number| async move {
+        let limit = rig.settings.workers.claim_max();
         let claim = Claim {
-            worker_id: WorkerId::new("bench", 0, 0, number),
-            limit,
+            worker_ids: vec![WorkerId::new("bench", 0, 0, number); limit],
             lease: rig.settings.workers.lease,
             after: None,
             rooms: Rooms { share: limit, listed: vec![] },
+            floors: vec![],
             held: false,
         };
         loop {
@@ -226,7 +232,8 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let queue = Arc::new(database.clone());
     let wakeup = Arc::new(Wakeup::default());
     let directory = Arc::new(EndpointDirectory::new(queue.clone()));
-    let deliver = Deliver::start(directory, queue.clone(), sender, wakeup.clone());
+    let circuits = Circuits::new(queue.clone(), wakeup.clone());
+    let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone());
     let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, rig.settings.workers.clone()));
     let ids = (1..=rig.settings.workers.count).map(|number| WorkerId::new("bench", 0, 0, number)).collect();
     let begun = Instant::now();
