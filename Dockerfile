@@ -1,6 +1,7 @@
 # The binary alone on Debian. PostgreSQL is elsewhere: set DATABASE_URL.
 
 FROM rust:1-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 ENV SQLX_OFFLINE=true
 

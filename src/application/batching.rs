@@ -95,6 +95,8 @@ async fn write_all<T: Send + Sync, R: Send>(
             continue;
         }
         let results = write_apart_if_refused(&writer, &items).await;
+        // before their owners go on, who may want to have them for themselves
+        drop(items);
         for ((reply, _room), result) in replies.into_iter().zip(results) {
             // a caller that has gone meanwhile needs no answer
             let _ = reply.send(result);

@@ -13,7 +13,7 @@ use super::ports::{EndpointStore, StoreError};
 use crate::domain::endpoint::{Endpoint, EndpointId};
 
 /// How many endpoints are remembered; about 1 KiB each.
-const REMEMBERED_MAX: usize = 10_000;
+const REMEMBERED_MAX: usize = 25_000;
 /// How many are looked up at a time: a thousand events for one new endpoint must not take all connections.
 const LOOKUPS_AT_ONCE: usize = 4;
 

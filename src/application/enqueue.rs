@@ -19,7 +19,7 @@ use crate::domain::invalid::Invalid;
 /// The most deliveries that one transaction stores.
 const BATCH_MAX: usize = 500;
 /// The most memory that waiting deliveries may take.
-const BUFFER_KIB_MAX: usize = 16 * 1024;
+const BUFFER_KIB_MAX: usize = 8 * 1024;
 /// An endpoint that changes as often as this during one enqueue is not waited for.
 const LOOKS_MAX: usize = 4;
 
@@ -29,7 +29,7 @@ pub struct Receipt {
     /// Names the delivery.
     pub queue_id: QueueId,
     /// The delivery as it was stored; `None` if the same event had been accepted before.
-    pub stored: Option<NewDelivery>,
+    pub stored: Option<Arc<NewDelivery>>,
 }
 
 impl Receipt {
@@ -62,7 +62,7 @@ pub enum EnqueueError {
 /// Accepts events.
 pub struct Enqueue {
     directory: Arc<EndpointDirectory>,
-    deliveries: Batcher<NewDelivery, Stored>,
+    deliveries: Batcher<Arc<NewDelivery>, Stored>,
     patience: Duration,
 }
 
@@ -93,7 +93,7 @@ impl Enqueue {
     pub async fn accept_replay(&self, delivery: NewDelivery) -> Result<Stored, EnqueueError> {
         let deadline = Instant::now() + self.patience;
         let weight = delivery.weight();
-        let written = timeout_at(deadline, self.deliveries.write(delivery, weight)).await;
+        let written = timeout_at(deadline, self.deliveries.write(Arc::new(delivery), weight)).await;
         Ok(written.map_err(|_| EnqueueError::TimedOut)??)
     }
 
@@ -104,7 +104,7 @@ impl Enqueue {
             let known =
                 endpoint.filter(|e| e.deleted_at.is_none()).ok_or(EnqueueError::UnknownEndpoint(id))?;
             let delivery = match NewDelivery::new(QueueId::new(Uuid::now_v7()), event, &known) {
-                Ok(delivery) => delivery,
+                Ok(delivery) => Arc::new(delivery),
                 Err(invalid) => {
                     // what is remembered may be older than the URL that is missing
                     endpoint = self.directory.other_than(id, Some(known.updated_at)).await?;
@@ -150,8 +150,8 @@ struct StoreAndWake {
 }
 
 #[async_trait]
-impl WriteBatch<NewDelivery, Stored> for StoreAndWake {
-    async fn write(&self, deliveries: &[NewDelivery]) -> Result<Vec<Stored>, StoreError> {
+impl WriteBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
+    async fn write(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError> {
         let stored = self.queue.enqueue(deliveries).await?;
         let new = stored.iter().filter(|stored| **stored == Stored::New).count();
         metrics::counter!("webhook_enqueued_total").increment(new as u64);

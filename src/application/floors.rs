@@ -119,7 +119,7 @@ mod tests {
     }
 
     fn rooms(share: usize) -> Rooms {
-        Rooms { share, listed: vec![] }
+        Rooms { share, listed: vec![], limit: 50 }
     }
 
     #[test]

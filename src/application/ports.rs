@@ -78,7 +78,7 @@ pub struct Promotion {
 #[async_trait]
 pub trait DeliveryQueue: Send + Sync {
     /// Stores deliveries in one transaction and answers for each, in order, after the commit.
-    async fn enqueue(&self, deliveries: &[NewDelivery]) -> Result<Vec<Stored>, StoreError>;
+    async fn enqueue(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError>;
 
     /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. An expired lease counts
     /// as ready.

@@ -1,15 +1,23 @@
-//! What one endpoint may hold of a process's leases: at most half of what the others leave.
+//! What one endpoint may hold of a process's leases: at most half of what the others leave, or three quarters while it
+//! answers quickly.
 //!
 //! So an endpoint that never answers cannot take all, nor can two of them, or three; there is always room for the next
-//! one. An endpoint alone has half of the leases, which is plenty for one that answers.
+//! one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::domain::endpoint::EndpointId;
 
-/// An endpoint that was held back is claimed from again once it has this much room, so that claims stay large.
-const ROOM_WORTH_A_CLAIM: usize = 20;
+/// An endpoint that was held back is claimed from again once it has room for this part of all leases, so that claims
+/// stay large.
+const ROOM_WORTH_A_CLAIM: usize = 8;
+/// An endpoint that may take nearly as much as others is not listed by itself, which would cost a claim that visits
+/// hundreds; so it may once take this much more.
+const SLACK: usize = 8;
+/// A lease that is given back this soon was answered quickly.
+const QUICK: Duration = Duration::from_secs(1);
 
 /// How much may be taken from endpoints by one claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +26,8 @@ pub struct Rooms {
     pub share: usize,
     /// From those that hold so much already that it is less.
     pub listed: Vec<(EndpointId, usize)>,
+    /// What it may take in all.
+    pub limit: usize,
 }
 
 impl Rooms {
@@ -38,11 +48,20 @@ pub struct Shares {
 #[derive(Debug, Default)]
 struct Held {
     total: usize,
-    by_endpoint: HashMap<EndpointId, usize>,
+    /// What claims that are under way may take.
+    being_claimed: usize,
+    by_endpoint: HashMap<EndpointId, HeldByEndpoint>,
     /// Endpoints that may have more waiting than they were given room for.
     held_back: HashSet<EndpointId>,
     /// Endpoints that limit what is in flight, everywhere: what they may give is known to the store alone.
     limited: HashSet<EndpointId>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct HeldByEndpoint {
+    count: usize,
+    /// When a lease was last given back quickly.
+    quick_at: Option<Instant>,
 }
 
 impl Shares {
@@ -51,20 +70,22 @@ impl Shares {
         Self { leases_max, held: Mutex::default() }
     }
 
-    /// What a claim of at most `limit` may take.
+    /// What a claim of at most `limit` may take. It must be told by [`Shares::take`] what it has taken: until then, other
+    /// claims reckon with all of it, from whichever endpoint.
     pub fn rooms(&self, limit: usize) -> Rooms {
         let mut held = self.held();
-        let share = held.room(self.leases_max, 0).clamp(1, limit);
+        let share = held.room(self.leases_max, HeldByEndpoint::default()).clamp(1, limit);
         let mut listed = Vec::new();
-        for (&endpoint, &count) in &held.by_endpoint {
-            let room = held.room(self.leases_max, count);
-            if room < share {
+        for (&endpoint, &by_endpoint) in &held.by_endpoint {
+            let room = held.room(self.leases_max, by_endpoint);
+            if room == 0 || room + SLACK < share {
                 listed.push((endpoint, room));
             }
         }
         // nobody looks at all whether more waits for these
         held.held_back.extend(listed.iter().filter(|(_, room)| *room == 0).map(|(endpoint, _)| *endpoint));
-        Rooms { share, listed }
+        held.being_claimed += limit;
+        Rooms { share, listed, limit }
     }
 
     /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it
@@ -72,6 +93,7 @@ impl Shares {
     pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = (EndpointId, bool)>) {
         let mut taken: HashMap<EndpointId, usize> = HashMap::new();
         let mut held = self.held();
+        held.being_claimed -= rooms.limit;
         for (endpoint, limited) in endpoints {
             *taken.entry(endpoint).or_default() += 1;
             if limited {
@@ -80,27 +102,32 @@ impl Shares {
         }
         for (endpoint, count) in taken {
             held.total += count;
-            *held.by_endpoint.entry(endpoint).or_default() += count;
+            held.by_endpoint.entry(endpoint).or_default().count += count;
             if count >= rooms.of(endpoint) {
                 held.held_back.insert(endpoint);
             }
         }
     }
 
-    /// A lease was given back. Answers whether the endpoint had been held back, here or by its limits, and is worth a
+    /// A lease was given back after this time. Answers whether the endpoint had been held back, here or by its limits, and is worth a
     /// claim now.
-    pub fn give_back(&self, endpoint: EndpointId) -> bool {
+    pub fn give_back(&self, endpoint: EndpointId, held_for: Duration) -> bool {
         let mut held = self.held();
         held.total -= 1;
-        let count = held.by_endpoint.get_mut(&endpoint).expect("what is given back was taken");
-        *count -= 1;
-        let count = *count;
+        let by_endpoint = held.by_endpoint.get_mut(&endpoint).expect("what is given back was taken");
+        by_endpoint.count -= 1;
+        if held_for < QUICK {
+            by_endpoint.quick_at = Some(Instant::now());
+        }
+        let by_endpoint = *by_endpoint;
+        let count = by_endpoint.count;
         if count == 0 {
             held.by_endpoint.remove(&endpoint);
         }
         let limited =
             if count == 0 { held.limited.remove(&endpoint) } else { held.limited.contains(&endpoint) };
-        let worth_a_claim = count == 0 || held.room(self.leases_max, count) >= ROOM_WORTH_A_CLAIM;
+        let worth_a_claim =
+            count == 0 || held.room(self.leases_max, by_endpoint) >= self.leases_max / ROOM_WORTH_A_CLAIM;
         worth_a_claim && held.held_back.remove(&endpoint) || limited
     }
 
@@ -111,10 +138,11 @@ impl Shares {
 }
 
 impl Held {
-    /// How many more an endpoint may take that holds `count`.
-    fn room(&self, leases_max: usize, count: usize) -> usize {
+    /// How many more an endpoint may take that holds so many.
+    fn room(&self, leases_max: usize, HeldByEndpoint { count, quick_at }: HeldByEndpoint) -> usize {
         let left_by_others = leases_max.saturating_sub(self.total - count);
-        left_by_others.div_ceil(2).saturating_sub(count)
+        let quarters = if quick_at.is_some_and(|at| at.elapsed() < QUICK) { 3 } else { 2 };
+        (left_by_others * quarters).div_ceil(4).saturating_sub(count + self.being_claimed)
     }
 }
 
@@ -123,6 +151,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const SLOW: Duration = Duration::from_secs(2);
 
     fn endpoint(number: i64) -> EndpointId {
         EndpointId::from_stored(number)
@@ -135,6 +165,7 @@ mod tests {
             let rooms = shares.rooms(50);
             let room = rooms.of(endpoint(number));
             if room == 0 {
+                shares.take(&rooms, []);
                 return taken;
             }
             shares.take(&rooms, vec![(endpoint(number), false); room]);
@@ -152,12 +183,33 @@ mod tests {
     }
 
     #[test]
+    fn two_claims_at_a_time_do_not_take_the_same_share() {
+        let shares = Shares::new(500);
+        let (first, second) = (shares.rooms(125), shares.rooms(125));
+        for rooms in [first, second] {
+            shares.take(&rooms, vec![(endpoint(1), false); rooms.of(endpoint(1))]);
+        }
+        assert_eq!(shares.rooms(125).of(endpoint(1)), 0);
+    }
+
+    #[test]
+    fn an_endpoint_that_answers_quickly_may_hold_more() {
+        let shares = Shares::new(500);
+        let slow = take_all(&shares, 1);
+        shares.give_back(endpoint(1), SLOW);
+        assert_eq!(take_all(&shares, 1), 1);
+        shares.give_back(endpoint(1), Duration::from_millis(5));
+        let more = take_all(&shares, 1);
+        assert!((370..380).contains(&(slow - 1 + more)), "{slow}, then {more} more");
+    }
+
+    #[test]
     fn an_endpoint_that_was_held_back_is_worth_a_claim_once_it_has_room() {
         let shares = Shares::new(100);
         let taken = take_all(&shares, 1);
-        let given_back = (0..taken).position(|_| shares.give_back(endpoint(1))).unwrap();
+        let given_back = (0..taken).position(|_| shares.give_back(endpoint(1), SLOW)).unwrap();
         assert!((10..taken).contains(&given_back), "{given_back} of {taken}");
-        assert!(!shares.give_back(endpoint(1)), "it is told once");
+        assert!(!shares.give_back(endpoint(1), SLOW), "it is told once");
     }
 
     #[test]
@@ -166,32 +218,32 @@ mod tests {
         take_all(&shares, 1);
         take_all(&shares, 2);
         let rooms = shares.rooms(50);
-        assert!(rooms.share < ROOM_WORTH_A_CLAIM);
         shares.take(&rooms, vec![(endpoint(3), false); rooms.share]);
 
-        let told: Vec<_> = (0..rooms.share).map(|_| shares.give_back(endpoint(3))).collect();
+        let told: Vec<_> = (0..rooms.share).map(|_| shares.give_back(endpoint(3), SLOW)).collect();
 
         assert_eq!(told.iter().filter(|told| **told).count(), 1);
-        assert!(told.last().unwrap());
+        assert!(told.iter().skip(rooms.share / 2).any(|told| *told), "{told:?}");
     }
 
     #[test]
     fn a_single_lease_can_be_used() {
         let shares = Shares::new(1);
-        assert_eq!(shares.rooms(1), Rooms { share: 1, listed: vec![] });
-        shares.take(&shares.rooms(1), [(endpoint(1), false)]);
+        let rooms = shares.rooms(1);
+        assert_eq!(rooms, Rooms { share: 1, listed: vec![], limit: 1 });
+        shares.take(&rooms, [(endpoint(1), false)]);
         assert_eq!(shares.rooms(1).listed, [(endpoint(1), 0)]);
-        assert!(shares.give_back(endpoint(1)));
+        assert!(shares.give_back(endpoint(1), SLOW));
     }
 
     #[test]
     fn an_endpoint_that_limits_what_is_in_flight_is_worth_a_claim_whenever_a_lease_ends() {
         let shares = Shares::new(100);
         shares.take(&shares.rooms(50), [(endpoint(1), true), (endpoint(1), true), (endpoint(2), false)]);
-        assert!(shares.give_back(endpoint(1)) && shares.give_back(endpoint(1)));
-        assert!(!shares.give_back(endpoint(2)));
+        assert!(shares.give_back(endpoint(1), SLOW) && shares.give_back(endpoint(1), SLOW));
+        assert!(!shares.give_back(endpoint(2), SLOW));
         shares.take(&shares.rooms(50), [(endpoint(1), false)]);
-        assert!(!shares.give_back(endpoint(1)), "the limits were removed");
+        assert!(!shares.give_back(endpoint(1), SLOW), "the limits were removed");
     }
 
     proptest! {
@@ -205,14 +257,14 @@ mod tests {
                     shares.take(&shares.rooms(50), [(endpoint(number), false)]);
                     *count += 1;
                 } else if *count > 0 {
-                    shares.give_back(endpoint(number));
+                    shares.give_back(endpoint(number), SLOW);
                     *count -= 1;
                 }
             }
             let held = shares.held();
             prop_assert_eq!(held.total, model.values().sum::<usize>());
             for (number, count) in model {
-                prop_assert_eq!(held.by_endpoint.get(&endpoint(number)).copied().unwrap_or_default(), count);
+                prop_assert_eq!(held.by_endpoint.get(&endpoint(number)).map_or(0, |held| held.count), count);
             }
         }
     }

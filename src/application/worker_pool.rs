@@ -47,9 +47,9 @@ pub struct WorkerSettings {
 }
 
 impl WorkerSettings {
-    /// How many leases one claim takes at most.
+    /// How many leases one claim takes at most: all claims together no more than one endpoint may hold.
     pub fn claim_max(&self) -> usize {
-        (self.count * self.batch_size).div_ceil(CLAIMERS)
+        (self.count * self.batch_size).div_ceil(2 * CLAIMERS)
     }
 }
 
@@ -158,8 +158,10 @@ impl WorkerPool {
                 floors: self.floors.for_claim(),
                 held: false,
             };
-            let deliveries = self.queue.claim(&claim).await?;
-            self.shares.take(&claim.rooms, deliveries.iter().map(|d| (d.config_id, d.in_flight_limited)));
+            let claimed_now = self.queue.claim(&claim).await;
+            let endpoints = claimed_now.iter().flatten().map(|d| (d.config_id, d.in_flight_limited));
+            self.shares.take(&claim.rooms, endpoints);
+            let deliveries = claimed_now?;
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
             let again = self.floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
@@ -172,7 +174,7 @@ impl WorkerPool {
 
     /// One attempt. A panic in it is told here and healed by the lease.
     async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, is_pacemaker: bool, _slot: Slot) {
-        let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
+        let (queue_id, config_id, claimed_at) = (delivery.queue_id, delivery.config_id, delivery.claimed_at);
         if let Some(starts_in) = delivery.starts_in {
             sleep_until((delivery.claimed_at + starts_in).into()).await;
             if is_pacemaker {
@@ -182,7 +184,7 @@ impl WorkerPool {
         if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
             error!(%queue_id, "an attempt panicked; it is repeated when the lease ends");
         }
-        if self.shares.give_back(config_id) {
+        if self.shares.give_back(config_id, claimed_at.elapsed()) {
             self.wakeup.wake_claimer();
         }
     }
@@ -221,7 +223,7 @@ impl WorkerPool {
                 worker_ids: vec![id.clone(); limit],
                 lease: self.settings.lease,
                 after: None,
-                rooms: Rooms { share: limit, listed: vec![] },
+                rooms: Rooms { share: limit, listed: vec![], limit },
                 floors: vec![],
                 held: true,
             };

@@ -1,6 +1,7 @@
 //! `enqueue`, `stats`, `show` and `replay`: the same as under `/webhooks`, without a running API.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
@@ -70,7 +71,7 @@ pub async fn enqueue(
         None => enqueue_one(args, application, json).await,
     };
     // nothing in this process delivers, so others are told even of a part
-    tell_ready(database).await?;
+    tell_ready(database, None).await?;
     accepted
 }
 
@@ -91,7 +92,7 @@ async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -
     })?;
     let receipt = application.api.enqueue.accept(&event).await?;
     let view = match receipt.stored {
-        Some(stored) => ReceiptView::from(stored),
+        Some(stored) => ReceiptView::from(Arc::unwrap_or_clone(stored)),
         None => ReceiptView::duplicate_of(application.api.deliveries.show(receipt.queue_id).await?),
     };
     if json {

@@ -7,9 +7,15 @@ mod output;
 mod receiver;
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use clap::{Parser, Subcommand};
+use http_body_util::Empty;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::infrastructure::service::{self, Application, Patience, ReadyDatabase, Role};
@@ -149,6 +155,9 @@ async fn with_database(
     ended
 }
 
+/// How long the service may take to say that it lives.
+const HEALTH_LIMIT: Duration = Duration::from_secs(3);
+
 async fn health(settings: &Settings) -> anyhow::Result<()> {
     let mut address = settings.listen_addr;
     if address.ip().is_unspecified() {
@@ -158,8 +167,10 @@ async fn health(settings: &Settings) -> anyhow::Result<()> {
             std::net::Ipv6Addr::LOCALHOST.into()
         });
     }
-    let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(3)).build()?;
-    let answer = client.get(format!("http://{address}/health/live")).send().await.context("no answer")?;
-    answer.error_for_status().context("not live")?;
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let url = format!("http://{address}/health/live").parse().context("LISTEN_ADDR")?;
+    let answer =
+        timeout(HEALTH_LIMIT, client.get(url)).await.context("no answer in time")?.context("no answer")?;
+    anyhow::ensure!(answer.status().is_success(), "not live: {}", answer.status());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! How it is done: PostgreSQL, HTTP in both directions, settings, logs. Every import of sqlx, axum and reqwest is here.
+//! How it is done: PostgreSQL, HTTP in both directions, settings, logs. Every import of sqlx, axum and hyper is here.
 
 pub mod embedded_postgres;
 pub mod http;

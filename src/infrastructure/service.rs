@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use super::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use super::http::{self, Api, Operations};
@@ -230,13 +231,15 @@ pub async fn run_on(
     let mut tasks = JoinSet::new();
     tasks.spawn(http::serve(listener, router, stop.clone()));
     tasks.spawn(upkeep::run(Arc::new(database.clone()), settings.archive_retention, stop.clone()));
-    tasks.spawn(announce_ready(database.clone(), application.wakeup.clone(), stop.clone()));
+    let listener = Uuid::new_v4();
+    tasks.spawn(announce_ready(database.clone(), listener, application.wakeup.clone(), stop.clone()));
     tasks.spawn(keep_metrics_small(metrics, stop.clone()));
     if let Some((options, _)) = &ready.embedded {
         tasks.spawn(keep_embedded_postgres_running(options.clone(), database.clone(), stop.clone()));
     }
     if role != Role::Api {
-        tasks.spawn(listen_for_ready(ready.listen_options.clone(), application.wakeup.clone(), stop.clone()));
+        let options = ready.listen_options.clone();
+        tasks.spawn(listen_for_ready(options, listener, application.wakeup.clone(), stop.clone()));
         let workers = Arc::new(application.worker_pool(database, settings)?);
         tasks.spawn(workers.run(worker_ids(settings.workers.count), stop.clone()));
     }

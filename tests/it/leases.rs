@@ -21,7 +21,7 @@ use crate::support::service::TestService;
 
 fn claim(worker: usize, limit: usize) -> Claim {
     let worker_ids = vec![WorkerId::new("test", 1, 1, worker); limit];
-    let rooms = Rooms { share: limit, listed: vec![] };
+    let rooms = Rooms { share: limit, listed: vec![], limit };
     Claim { worker_ids, lease: Duration::from_mins(5), after: None, rooms, floors: vec![], held: false }
 }
 

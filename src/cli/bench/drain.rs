@@ -145,7 +145,7 @@ async fn sql_only(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
             worker_ids: vec![WorkerId::new("bench", 0, 0, number); limit],
             lease: rig.settings.workers.lease,
             after: None,
-            rooms: Rooms { share: limit, listed: vec![] },
+            rooms: Rooms { share: limit, listed: vec![], limit },
             floors: vec![],
             held: false,
         };

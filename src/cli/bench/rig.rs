@@ -1,6 +1,7 @@
 //! What all figures stand on: a private PostgreSQL with `fsync` on, a database for each run, and a receiver.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -214,7 +215,7 @@ impl Store {
         let database = self.open();
         for begin in (0..deliveries).step_by(FILL_BATCH) {
             let batch: Vec<_> = (begin..deliveries.min(begin + FILL_BATCH))
-                .map(|number| new_delivery(&endpoints[number % endpoints.len()]))
+                .map(|number| Arc::new(new_delivery(&endpoints[number % endpoints.len()])))
                 .collect();
             database.enqueue(&batch).await?;
         }

@@ -222,7 +222,7 @@ async fn by_processes(rig: &Rig, count: usize, processes: usize) -> anyhow::Resu
     let received = rig.receiver.received().await?;
     let begun = Instant::now();
     enable(true).await?;
-    tell_ready(&database).await?;
+    tell_ready(&database, None).await?;
     // cheap to ask; the queue, which is not, is asked once the end is near
     while rig.receiver.received().await? < received + count as u64 {
         ensure!(begun.elapsed() < DRAIN_MAX, "{processes} processes do not drain");

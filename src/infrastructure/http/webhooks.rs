@@ -1,5 +1,6 @@
 //! `/webhooks`: events in, deliveries out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -47,7 +48,8 @@ pub async fn enqueue(
     let receipt = api.enqueue.accept(&event).await?;
     let location = [(header::LOCATION, format!("/webhooks/{}", receipt.queue_id))];
     if let Some(stored) = receipt.stored {
-        return Ok((StatusCode::CREATED, location, Json(ReceiptView::from(stored))).into_response());
+        return Ok((StatusCode::CREATED, location, Json(ReceiptView::from(Arc::unwrap_or_clone(stored))))
+            .into_response());
     }
     let first = api.deliveries.show(receipt.queue_id).await?;
     Ok((StatusCode::OK, location, Json(ReceiptView::duplicate_of(first))).into_response())

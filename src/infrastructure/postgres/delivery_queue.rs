@@ -1,6 +1,7 @@
 //! The queue's hot path. The statements are functions of the schema, which pins their plans; see the migrations.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -18,9 +19,9 @@ use crate::domain::retry::{DeadLetterReason, Verdict};
 
 #[async_trait]
 impl DeliveryQueue for Database {
-    async fn enqueue(&self, deliveries: &[NewDelivery]) -> Result<Vec<Stored>, StoreError> {
+    async fn enqueue(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError> {
         // sorted, so that two enqueues that meet at the same events never wait for each other in a circle
-        let mut sorted: Vec<&NewDelivery> = deliveries.iter().collect();
+        let mut sorted: Vec<&NewDelivery> = deliveries.iter().map(AsRef::as_ref).collect();
         sorted.sort_unstable_by_key(|d| (d.config_id, d.event_type, d.replay_of, &d.event_id));
         let refused = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
         let refused: HashMap<Uuid, Option<Uuid>> = refused.into_iter().collect();

@@ -7,6 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use super::{Database, REQUEST_LIMIT, within};
 use crate::application::ports::StoreError;
@@ -21,39 +22,52 @@ const QUIET_MAX: Duration = Duration::from_secs(30);
 /// The wait before a listener connects again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
-/// Tells other processes that something is ready here, at most once in 50 ms, outside any transaction.
-pub async fn announce_ready(database: Database, wakeup: Arc<Wakeup>, stop: CancellationToken) {
+/// Tells other processes that something is ready here, at most once in 50 ms, outside any transaction. `listener` is who
+/// this process listens as: it need not be told by itself.
+pub async fn announce_ready(
+    database: Database,
+    listener: Uuid,
+    wakeup: Arc<Wakeup>,
+    stop: CancellationToken,
+) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = wakeup.announced() => {}
         }
-        if let Err(cause) = tell_ready(&database).await {
+        if let Err(cause) = tell_ready(&database, Some(listener)).await {
             debug!(error = %cause, "other processes could not be told; they find it when they poll");
         }
         sleep(ANNOUNCE_EVERY).await;
     }
 }
 
-/// Tells other processes once.
-pub async fn tell_ready(database: &Database) -> Result<(), StoreError> {
+/// Tells all processes once, but for the one that listens as `except`.
+pub async fn tell_ready(database: &Database, except: Option<Uuid>) -> Result<(), StoreError> {
     within!(database.engine, REQUEST_LIMIT, |connection| sqlx::query!(
         "-- notifications.tell_ready
-        select pg_notify($1, '') as notified",
-        CHANNEL
+        select pg_notify($1, $2) as notified",
+        CHANNEL,
+        except.map(|listener| listener.to_string()).unwrap_or_default(),
     )
     .execute(&mut *connection))?;
     Ok(())
 }
 
-/// Wakes a worker here whenever any process announces something. `options` must lead to PostgreSQL itself, or to a
-/// pooler that keeps sessions.
-pub async fn listen_for_ready(options: PgConnectOptions, wakeup: Arc<Wakeup>, stop: CancellationToken) {
+/// Wakes a claimer here whenever a process other than the one that listens as `listener` announces something. `options`
+/// must lead to PostgreSQL itself, or to a pooler that keeps sessions.
+pub async fn listen_for_ready(
+    options: PgConnectOptions,
+    listener: Uuid,
+    wakeup: Arc<Wakeup>,
+    stop: CancellationToken,
+) {
+    let own = listener.to_string();
     let mut told = false;
     while !stop.is_cancelled() {
         let result = tokio::select! {
             () = stop.cancelled() => return,
-            result = listen_until_lost(&options, &wakeup) => result,
+            result = listen_until_lost(&options, &own, &wakeup) => result,
         };
         match result {
             Ok(()) => info!("the connection for wakeups was lost; connecting again"),
@@ -70,7 +84,7 @@ pub async fn listen_for_ready(options: PgConnectOptions, wakeup: Arc<Wakeup>, st
     }
 }
 
-async fn listen_until_lost(options: &PgConnectOptions, wakeup: &Wakeup) -> sqlx::Result<()> {
+async fn listen_until_lost(options: &PgConnectOptions, own: &str, wakeup: &Wakeup) -> sqlx::Result<()> {
     let pool = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
@@ -78,6 +92,7 @@ async fn listen_until_lost(options: &PgConnectOptions, wakeup: &Wakeup) -> sqlx:
     wakeup.wake_claimer();
     loop {
         match timeout(QUIET_MAX, listener.try_recv()).await {
+            Ok(Ok(Some(told))) if told.payload() == own => {}
             Ok(Ok(Some(_))) => wakeup.wake_claimer(),
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(error),

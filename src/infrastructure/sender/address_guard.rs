@@ -1,16 +1,21 @@
 //! Name resolution that refuses names with an address that must not be called. What is checked is what is connected
 //! to, so a name that changes its addresses between two look-ups gains nothing.
 
+use std::error::Error;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use hickory_resolver::TokioResolver;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name;
+use tower::Service;
 
 use crate::domain::address::AddressPolicy;
 
 /// Resolves names by the system's DNS servers and hosts file, without blocking a thread.
+#[derive(Clone)]
 pub struct GuardedResolver {
     resolver: Arc<TokioResolver>,
     addresses: AddressPolicy,
@@ -26,8 +31,16 @@ impl GuardedResolver {
     }
 }
 
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
+impl Service<Name> for GuardedResolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let resolver = self.resolver.clone();
         let policy = self.addresses.clone();
         Box::pin(async move {
@@ -38,8 +51,7 @@ impl Resolve for GuardedResolver {
                 // the client puts the URL's port in place of 0
                 addresses.push(SocketAddr::new(address, 0));
             }
-            let addresses: Addrs = Box::new(addresses.into_iter());
-            Ok(addresses)
+            Ok(addresses.into_iter())
         })
     }
 }

@@ -2,14 +2,21 @@
 
 mod address_guard;
 
-use std::error::Error as _;
-use std::sync::Arc;
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Response, Url};
+use axum::http::header::{ACCEPT, RETRY_AFTER, USER_AGENT};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::timeout;
 
 use self::address_guard::GuardedResolver;
 use crate::application::ports::Sender;
@@ -41,73 +48,79 @@ pub struct SenderSettings {
 
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
 pub struct HttpSender {
-    client: Client,
+    client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, Empty<Bytes>>,
     settings: SenderSettings,
 }
 
 impl HttpSender {
-    /// Prepares the client. Redirects are not followed, nothing is resent, proxies of the environment are not used:
-    /// each would reach an address that nobody checked.
+    /// Prepares the client, which is hyper's own: it knows no redirects, proxies or cookies, each of which would reach an
+    /// address that nobody checked, and it resends only what was never written to a connection.
     pub fn new(settings: SenderSettings) -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(GuardedResolver::new(settings.addresses.clone())?))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .connect_timeout(CONNECT_LIMIT.min(settings.timeout))
+        let mut connector =
+            HttpConnector::new_with_resolver(GuardedResolver::new(settings.addresses.clone())?);
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(CONNECT_LIMIT.min(settings.timeout)));
+        connector.set_nodelay(true);
+        let connector = HttpsConnectorBuilder::new()
+            .with_provider_and_platform_verifier(rustls::crypto::aws_lc_rs::default_provider())
+            .context("preparing TLS")?
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(connector);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_LIMIT)
             .pool_max_idle_per_host(settings.idle_connections_max)
-            .tcp_nodelay(true)
-            .build()
-            .context("preparing the HTTP client")?;
+            .build(connector);
         Ok(Self { client, settings })
     }
 
-    async fn get(
-        &self,
-        delivery: &LeasedDelivery,
-        endpoint: &Endpoint,
-        limit: Duration,
-    ) -> Result<Answer, String> {
-        let url =
-            Url::parse(&delivery.webhook_url).map_err(|error| format!("the URL is not valid: {error}"))?;
-        self.settings.addresses.check_literal(&url).map_err(|forbidden| forbidden.to_string())?;
-        let headers = headers(delivery, endpoint);
-        let response = self
-            .client
-            .get(url)
-            .headers(headers)
-            .timeout(limit)
-            .send()
-            .await
-            .map_err(|error| describe(error, limit))?;
+    async fn get(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> Result<Answer, String> {
+        let url: Uri =
+            delivery.webhook_url.parse().map_err(|error| format!("the URL is not valid: {error}"))?;
+        self.check_literal(&url).map_err(|forbidden| forbidden.to_string())?;
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = url;
+        *request.headers_mut() = headers(delivery, endpoint);
+        let response = self.client.request(request).await.map_err(|error| describe(&error))?;
         let status = response.status().as_u16();
-        let retry_after = retry_after(&response);
-        let (body, broken_off) = self.start_of_body(response).await;
-        let broken_off = broken_off.map(|error| describe(error, limit));
+        let retry_after = retry_after(response.headers());
+        let (body, broken_off) = self.start_of_body(response.into_body()).await;
         Ok(Answer { status, body, retry_after, broken_off })
+    }
+
+    /// Refuses a host that is an address which must not be called; names are checked when they are resolved.
+    fn check_literal(&self, url: &Uri) -> Result<(), ForbiddenAddress> {
+        let host = url.host().unwrap_or_default();
+        match host.trim_start_matches('[').trim_end_matches(']').parse() {
+            Ok(address) => self.settings.addresses.check(address),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Reads no more than is kept; answers what came, and the error that ended it. Text that PostgreSQL cannot store is
     /// replaced.
-    async fn start_of_body(&self, mut response: Response) -> (String, Option<reqwest::Error>) {
+    async fn start_of_body(&self, mut incoming: Incoming) -> (String, Option<String>) {
         let (mut body, mut broken_off) = (Vec::new(), None);
         while body.len() < self.settings.response_bytes_max {
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
+            match incoming.frame().await {
+                Some(Ok(frame)) => {
+                    let chunk = frame.data_ref().map_or(&[][..], |data| &data[..]);
                     let room = self.settings.response_bytes_max - body.len();
                     body.extend_from_slice(&chunk[..chunk.len().min(room)]);
                 }
-                Ok(None) => break,
-                Err(error) => {
-                    broken_off = Some(error);
+                None => break,
+                Some(Err(error)) => {
+                    broken_off = Some(format!("the response broke off: {}", innermost(&error)));
                     break;
                 }
             }
         }
-        (String::from_utf8_lossy(&body).replace('\0', "\u{FFFD}"), broken_off)
+        let text = String::from_utf8(body)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        let text = if text.contains('\0') { text.replace('\0', "\u{FFFD}") } else { text };
+        (text, broken_off)
     }
 }
 
@@ -115,16 +128,24 @@ impl HttpSender {
 impl Sender for HttpSender {
     async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> AttemptOutcome {
         let limit = endpoint.settings.timeout.min(self.settings.timeout);
-        match self.get(delivery, endpoint, limit).await {
-            Ok(answer) => AttemptOutcome::Answered(answer),
-            Err(error) => AttemptOutcome::Unanswered { error: error.chars().take(ERROR_CHARS_MAX).collect() },
+        match timeout(limit, self.get(delivery, endpoint)).await {
+            Ok(Ok(answer)) => AttemptOutcome::Answered(answer),
+            Ok(Err(error)) => {
+                AttemptOutcome::Unanswered { error: error.chars().take(ERROR_CHARS_MAX).collect() }
+            }
+            Err(_) => {
+                AttemptOutcome::Unanswered { error: format!("timed out after {} ms", limit.as_millis()) }
+            }
         }
     }
 }
 
 /// The endpoint's own headers, the ids of delivery and event, and the trace that it belongs to.
 fn headers(delivery: &LeasedDelivery, endpoint: &Endpoint) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     for (name, value) in endpoint.settings.headers.iter() {
         if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             value.set_sensitive(true);
@@ -143,8 +164,8 @@ fn headers(delivery: &LeasedDelivery, endpoint: &Endpoint) -> HeaderMap {
 }
 
 /// `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3).
-fn retry_after(response: &Response) -> Option<Duration> {
-    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
@@ -153,26 +174,23 @@ fn retry_after(response: &Response) -> Option<Duration> {
 }
 
 /// Why no answer came, in words for the audit. The URL is left out: the audit has it.
-fn describe(error: reqwest::Error, limit: Duration) -> String {
-    let error = error.without_url();
-    if error.is_timeout() && !error.is_connect() {
-        return format!("timed out after {} ms", limit.as_millis());
+fn describe(error: &hyper_util::client::legacy::Error) -> String {
+    let what = if error.is_connect() { "cannot connect" } else { "the request failed" };
+    let cause = innermost(error);
+    match cause.downcast_ref::<ForbiddenAddress>() {
+        Some(forbidden) => forbidden.to_string(),
+        None => format!("{what}: {cause}"),
     }
-    let what = if error.is_connect() {
-        "cannot connect"
-    } else if error.is_body() || error.is_decode() {
-        "the response broke off"
-    } else {
-        "the request failed"
-    };
-    // the last cause is the one that says what happened; those above say where
-    let mut last = error.source();
-    while let Some(cause) = last {
-        if let Some(forbidden) = cause.downcast_ref::<ForbiddenAddress>() {
-            return forbidden.to_string();
+}
+
+/// The last cause, which says what happened; those above say where. An address that was refused is always told.
+fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+        if innermost.is::<ForbiddenAddress>() {
+            break;
         }
-        let Some(next) = cause.source() else { return format!("{what}: {cause}") };
-        last = Some(next);
     }
-    what.to_owned()
+    innermost
 }
