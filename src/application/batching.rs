@@ -9,6 +9,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::ports::StoreError;
 
+/// What one write takes at most, but for its last item: the driver makes copies of it.
+const WRITE_KIB_MAX: usize = 1024;
+
 /// Writes many items in one transaction.
 #[async_trait]
 pub trait WriteBatch<T, R>: Send + Sync + 'static {
@@ -82,7 +85,16 @@ async fn write_all<T: Send + Sync, R: Send>(
     items_max: usize,
 ) {
     let mut entries = Vec::with_capacity(items_max);
-    while arriving.recv_many(&mut entries, items_max).await > 0 {
+    while let Some(first) = arriving.recv().await {
+        let mut kib = first.room.num_permits();
+        entries.push(first);
+        while entries.len() < items_max
+            && kib < WRITE_KIB_MAX
+            && let Ok(entry) = arriving.try_recv()
+        {
+            kib += entry.room.num_permits();
+            entries.push(entry);
+        }
         // whoever has stopped waiting was told that nothing was stored, or is gone
         entries.retain(|entry| !entry.reply.is_closed());
         let mut items = Vec::with_capacity(entries.len());

@@ -19,7 +19,7 @@ use crate::domain::invalid::Invalid;
 /// The most deliveries that one transaction stores.
 const BATCH_MAX: usize = 500;
 /// The most memory that waiting deliveries may take.
-const BUFFER_KIB_MAX: usize = 8 * 1024;
+const BUFFER_KIB_MAX: usize = 6 * 1024;
 /// An endpoint that changes as often as this during one enqueue is not waited for.
 const LOOKS_MAX: usize = 4;
 

@@ -32,7 +32,7 @@ const ARRAY_ITEMS_MAX: usize = 1_000;
 /// The largest array.
 const ARRAY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many events of one stream are on their way to the database at a time.
-const STREAM_AHEAD: usize = 400;
+const STREAM_AHEAD: usize = 300;
 /// How long the next part of a stream may take to arrive.
 const STREAM_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Results up to this size are kept in memory, longer ones in a file.
