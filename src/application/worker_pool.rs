@@ -161,7 +161,12 @@ impl WorkerPool {
             let claimed_now = self.queue.claim(&claim).await;
             let endpoints = claimed_now.iter().flatten().map(|d| (d.config_id, d.in_flight_limited));
             self.shares.take(&claim.rooms, endpoints);
-            let deliveries = claimed_now?;
+            let deliveries = match claimed_now {
+                Ok(deliveries) => deliveries,
+                Err(cause) if claimed.is_empty() => return Err(cause),
+                // what is claimed must be attempted; the next claim tells if the store is still away
+                Err(_) => return Ok(claimed),
+            };
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
             let again = self.floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);

@@ -27,7 +27,7 @@ const CALLERS: usize = 500;
 /// Characters of their longest parameter: 16 MiB of such events are in the buffer before the first is given up.
 const CALLERS_NOTE_CHARS: usize = 7_000;
 /// Callers that send streams.
-const STREAMS: usize = 20;
+const STREAMS: usize = 40;
 /// More than are on their way at a time.
 const STREAM_EVENTS: usize = 2_000;
 /// Characters of their longest parameter, so that each event has about the size that it counts for.

@@ -48,14 +48,15 @@ fn explanation(group: Group) -> (&'static str, &'static str) {
         Group::Drain => (
             "Drain",
             "One endpoint with a full queue, emptied by the ten workers of one process. *HTTP only* is the sender against \
-             the receiver, GETs with keep-alive, as many at a time as workers hold leases. *SQL only* is ten claimers that \
-             claim 50 deliveries and settle them. The *ceiling* is what both would reach by taking turns, without any loss. \
+             the receiver, GETs with keep-alive, as many at a time as workers hold leases. *SQL only* is two claimers \
+             that claim as many at a time as those of a process do, and settle them. The *ceiling* is what both would reach by taking turns, without any loss. \
              The log and the commits are those of the whole server during the drain, without the filling.",
         ),
         Group::Enqueue => (
             "Enqueue",
             "To an API without workers; each event is acknowledged after its commit. The plain inserts go into a table with \
-             the columns, defaults and indexes of our open partition, and without its checks. Latency is counted from the \
+             the columns, defaults and indexes of our open partition, and without its checks; `pgbench` sends them by its default \
+             protocol, and as prepared statements. Latency is counted from the \
              time at which a call was due, whether or not those before had been answered.",
         ),
         Group::Latency => (
