@@ -53,8 +53,6 @@ struct Held {
     by_endpoint: HashMap<EndpointId, HeldByEndpoint>,
     /// Endpoints that may have more waiting than they were given room for.
     held_back: HashSet<EndpointId>,
-    /// Endpoints that limit what is in flight, everywhere: what they may give is known to the store alone.
-    limited: HashSet<EndpointId>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,6 +60,8 @@ struct HeldByEndpoint {
     count: usize,
     /// When a lease was last given back quickly.
     quick_at: Option<Instant>,
+    /// Whether it limits what is in flight, everywhere: what it may give is known to the store alone.
+    limited: bool,
 }
 
 impl Shares {
@@ -88,29 +88,28 @@ impl Shares {
         Rooms { share, listed, limit }
     }
 
-    /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it
-    /// limits what is in flight.
+    /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it limits what is in
+    /// flight.
     pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = (EndpointId, bool)>) {
         let mut taken: HashMap<EndpointId, usize> = HashMap::new();
         let mut held = self.held();
         held.being_claimed -= rooms.limit;
         for (endpoint, limited) in endpoints {
             *taken.entry(endpoint).or_default() += 1;
-            if limited {
-                held.limited.insert(endpoint);
-            }
+            held.total += 1;
+            let by_endpoint = held.by_endpoint.entry(endpoint).or_default();
+            by_endpoint.count += 1;
+            by_endpoint.limited |= limited;
         }
         for (endpoint, count) in taken {
-            held.total += count;
-            held.by_endpoint.entry(endpoint).or_default().count += count;
             if count >= rooms.of(endpoint) {
                 held.held_back.insert(endpoint);
             }
         }
     }
 
-    /// A lease was given back after this time. Answers whether the endpoint had been held back, here or by its limits, and is worth a
-    /// claim now.
+    /// A lease was given back after this time. Answers whether the endpoint had been held back, here or by its limits,
+    /// and is worth a claim now.
     pub fn give_back(&self, endpoint: EndpointId, held_for: Duration) -> bool {
         let mut held = self.held();
         held.total -= 1;
@@ -120,15 +119,13 @@ impl Shares {
             by_endpoint.quick_at = Some(Instant::now());
         }
         let by_endpoint = *by_endpoint;
-        let count = by_endpoint.count;
-        if count == 0 {
+        let was_the_last = by_endpoint.count == 0;
+        if was_the_last {
             held.by_endpoint.remove(&endpoint);
         }
-        let limited =
-            if count == 0 { held.limited.remove(&endpoint) } else { held.limited.contains(&endpoint) };
         let worth_a_claim =
-            count == 0 || held.room(self.leases_max, by_endpoint) >= self.leases_max / ROOM_WORTH_A_CLAIM;
-        worth_a_claim && held.held_back.remove(&endpoint) || limited
+            was_the_last || held.room(self.leases_max, by_endpoint) >= self.leases_max / ROOM_WORTH_A_CLAIM;
+        worth_a_claim && held.held_back.remove(&endpoint) || by_endpoint.limited
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -139,7 +136,7 @@ impl Shares {
 
 impl Held {
     /// How many more an endpoint may take that holds so many.
-    fn room(&self, leases_max: usize, HeldByEndpoint { count, quick_at }: HeldByEndpoint) -> usize {
+    fn room(&self, leases_max: usize, HeldByEndpoint { count, quick_at, .. }: HeldByEndpoint) -> usize {
         let left_by_others = leases_max.saturating_sub(self.total - count);
         let quarters = if quick_at.is_some_and(|at| at.elapsed() < QUICK) { 3 } else { 2 };
         (left_by_others * quarters).div_ceil(4).saturating_sub(count + self.being_claimed)

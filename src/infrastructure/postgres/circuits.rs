@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Database, REQUEST_LIMIT, from_micros, store_error, within};
+use super::{Database, REQUEST_LIMIT, from_micros, inconsistent, within};
 use crate::application::ports::{CircuitStore, HeldCircuit, StoreError};
 use crate::domain::circuit::Circuit;
 use crate::domain::endpoint::EndpointId;
+use crate::domain::invalid::Invalid;
 
 #[async_trait]
 impl CircuitStore for Database {
@@ -78,9 +79,7 @@ impl CircuitStore for Database {
             Ok(HeldCircuit {
                 config_id: EndpointId::from_stored(row.id),
                 circuit: Circuit {
-                    state: row.circuit_state.parse().map_err(|invalid| {
-                        store_error(sqlx::Error::Decode(Box::<crate::domain::invalid::Invalid>::new(invalid)))
-                    })?,
+                    state: row.circuit_state.parse().map_err(|invalid: Invalid| inconsistent(invalid))?,
                     reason: row.circuit_reason,
                     changed_at: row.circuit_changed_at,
                     probe_at: row.circuit_probe_at,

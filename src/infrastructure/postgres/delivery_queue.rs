@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{Database, ENGINE_LIMIT, from_micros, lacks_archive, micros, store_error, within};
+use super::{Database, ENGINE_LIMIT, from_micros, inconsistent, lacks_archive, micros, within};
 use crate::application::ports::{Claim, DeliveryQueue, Promotion, Settled, StoreError, Stored, Upkeep as _};
 use crate::domain::delivery::{
     FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
@@ -279,9 +279,4 @@ async fn settle_group(
             })),
     };
     Ok(query.fetch_all(connection).await?.into_iter().collect())
-}
-
-/// A row that the constraints of the schema should have kept out.
-fn inconsistent(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
-    store_error(sqlx::Error::Decode(Box::new(error)))
 }

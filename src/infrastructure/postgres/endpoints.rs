@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use tracing::error;
 
-use super::{Database, REQUEST_LIMIT, store_error, within};
+use super::{Database, REQUEST_LIMIT, inconsistent, within};
 use crate::application::ports::{EndpointStore, StoreError};
 use crate::domain::circuit::{Circuit, CircuitCommand, CircuitParts, CircuitPolicy, OPENED_BY_HAND};
 use crate::domain::delivery::Priority;
@@ -314,9 +314,4 @@ impl TryFrom<EndpointRow> for Endpoint {
             deleted_at: row.deleted_at,
         })
     }
-}
-
-/// A row that the domain would not have stored: someone wrote it by hand.
-fn inconsistent(invalid: Invalid) -> StoreError {
-    store_error(sqlx::Error::Decode(Box::new(invalid)))
 }

@@ -169,6 +169,11 @@ fn is_passing(code: &str) -> bool {
         || ["40001", "40P01", "55P03", "25006"].contains(&code)
 }
 
+/// A row that the constraints of the schema, or the domain, should have kept out: someone wrote it by hand.
+fn inconsistent(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
+    store_error(sqlx::Error::Decode(Box::new(error)))
+}
+
 fn no_answer() -> StoreError {
     StoreError::Unavailable(Arc::new(anyhow::anyhow!("no answer in time")))
 }

@@ -18,6 +18,27 @@ const COUNT_TRANSACTIONS: i64 = 2_000;
 /// How long it may take to index an archive, or to number the transactions of all archives anew after a restore.
 const REWRITE_LIMIT: Duration = Duration::from_mins(30);
 
+/// Forgets what is older than `$retention`, `ROWS_MAX` rows at a time; answers how many. A macro, because the text of a
+/// checked query must be a literal.
+macro_rules! forget_in_steps {
+    ($database:expr, $retention:expr, $statement:literal) => {{
+        let mut total = 0;
+        loop {
+            let forgotten = within!($database.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+                $statement,
+                $retention.as_secs_f64(),
+                ROWS_MAX
+            )
+            .fetch_one(&mut *connection))?
+            .unsigned_abs();
+            total += forgotten;
+            if forgotten < u64::from(ROWS_MAX.unsigned_abs()) {
+                return Ok(total);
+            }
+        }
+    }};
+}
+
 #[async_trait]
 impl Upkeep for Database {
     async fn ensure_archives(&self) -> Result<u64, StoreError> {
@@ -63,39 +84,21 @@ impl Upkeep for Database {
     }
 
     async fn forget_events(&self, retention: Duration) -> Result<u64, StoreError> {
-        let mut total = 0;
-        loop {
-            let forgotten = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-                r#"-- upkeep.forget_events
-                select webhook_forget_events($1 * interval '1 second', $2) as "forgotten!""#,
-                retention.as_secs_f64(),
-                ROWS_MAX,
-            )
-            .fetch_one(&mut *connection))?
-            .unsigned_abs();
-            total += forgotten;
-            if forgotten < u64::from(ROWS_MAX.unsigned_abs()) {
-                return Ok(total);
-            }
-        }
+        forget_in_steps!(
+            self,
+            retention,
+            r#"-- upkeep.forget_events
+            select webhook_forget_events($1 * interval '1 second', $2) as "forgotten!""#
+        )
     }
 
     async fn forget_probes(&self, retention: Duration) -> Result<u64, StoreError> {
-        let mut total = 0;
-        loop {
-            let forgotten = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-                r#"-- upkeep.forget_probes
-                select webhook_forget_probes($1 * interval '1 second', $2) as "forgotten!""#,
-                retention.as_secs_f64(),
-                ROWS_MAX,
-            )
-            .fetch_one(&mut *connection))?
-            .unsigned_abs();
-            total += forgotten;
-            if forgotten < u64::from(ROWS_MAX.unsigned_abs()) {
-                return Ok(total);
-            }
-        }
+        forget_in_steps!(
+            self,
+            retention,
+            r#"-- upkeep.forget_probes
+            select webhook_forget_probes($1 * interval '1 second', $2) as "forgotten!""#
+        )
     }
 
     async fn count_statistics(&self) -> Result<u64, StoreError> {
