@@ -1,6 +1,6 @@
-//! One batching rule for both ends of the queue: write what has arrived while the last write was under way.
+//! One batching rule for what goes to the store: what has arrived while the last batch was under way is the next one.
 //!
-//! Idle, a single item is written at once; under load, hundreds share one transaction. There is no timer.
+//! Idle, a single item is processed at once; under load, hundreds share one transaction. There is no timer.
 
 use std::sync::Arc;
 
@@ -9,31 +9,31 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::ports::StoreError;
 
-/// What one write takes at most, but for its last item: the driver makes copies of it.
-const WRITE_KIB_MAX: usize = 1024;
+/// What one batch takes at most, but for its last item: the driver makes copies of it.
+const BATCH_KIB_MAX: usize = 1024;
 
-/// Writes many items in one transaction.
+/// Processes many items in one transaction.
 #[async_trait]
-pub trait WriteBatch<T, R>: Send + Sync + 'static {
-    /// Answers for each item, in order, after the commit. An error means that none was written.
-    async fn write(&self, items: &[T]) -> Result<Vec<R>, StoreError>;
+pub trait ProcessBatch<T, R>: Send + Sync + 'static {
+    /// Answers for each item, in order, after the commit. An error means that nothing was done for any.
+    async fn process(&self, items: &[T]) -> Result<Vec<R>, StoreError>;
 }
 
-/// Why an item was not written.
+/// Why an item was not processed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BatchError {
     /// There is no room; try again later.
     #[error("the buffer is full")]
     Full,
-    /// The write failed.
+    /// The store could not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The writer has ended: the process is stopping.
+    /// Nobody processes any more: the service is stopping.
     #[error("the service is stopping")]
     Stopped,
 }
 
-/// Takes items in and writes them in batches, one batch at a time.
+/// Takes items in and has them processed in batches, one batch at a time.
 pub struct Batcher<T, R> {
     entries: mpsc::UnboundedSender<Entry<T, R>>,
     /// Bounds what is held in memory, and so the channel: one permit is 1 KiB.
@@ -47,28 +47,28 @@ struct Entry<T, R> {
 }
 
 impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts the writer. It ends when the batcher is dropped and everything is written.
-    pub fn start(writer: impl WriteBatch<T, R>, items_max: usize, kib_max: usize) -> Self {
+    /// Starts to process. That ends when the batcher is dropped and everything is done.
+    pub fn start(processor: impl ProcessBatch<T, R>, items_max: usize, kib_max: usize) -> Self {
         let (entries, arriving) = mpsc::unbounded_channel();
-        tokio::spawn(write_all(writer, arriving, items_max));
+        tokio::spawn(process_all(processor, arriving, items_max));
         Self { entries, room: Arc::new(Semaphore::new(kib_max)) }
     }
 
-    /// Writes one item of `bytes` and answers after its commit; refuses at once if there is no room.
-    pub async fn write(&self, item: T, bytes: usize) -> Result<R, BatchError> {
+    /// Processes one item of `bytes` and answers after the commit; refuses at once if there is no room.
+    pub async fn process(&self, item: T, bytes: usize) -> Result<R, BatchError> {
         let permit =
             self.room.clone().try_acquire_many_owned(permits(bytes)).map_err(|_| BatchError::Full)?;
-        self.submit(item, permit).await
+        self.enter(item, permit).await
     }
 
-    /// As [`Batcher::write`], but waits for room.
-    pub async fn write_when_room(&self, item: T, bytes: usize) -> Result<R, BatchError> {
+    /// As [`Batcher::process`], but waits for room.
+    pub async fn process_when_room(&self, item: T, bytes: usize) -> Result<R, BatchError> {
         let permit =
             self.room.clone().acquire_many_owned(permits(bytes)).await.map_err(|_| BatchError::Stopped)?;
-        self.submit(item, permit).await
+        self.enter(item, permit).await
     }
 
-    async fn submit(&self, item: T, room: OwnedSemaphorePermit) -> Result<R, BatchError> {
+    async fn enter(&self, item: T, room: OwnedSemaphorePermit) -> Result<R, BatchError> {
         let (reply, answer) = oneshot::channel();
         self.entries.send(Entry { item, reply, room }).map_err(|_| BatchError::Stopped)?;
         Ok(answer.await.map_err(|_| BatchError::Stopped)??)
@@ -79,8 +79,8 @@ fn permits(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
-async fn write_all<T: Send + Sync, R: Send>(
-    writer: impl WriteBatch<T, R>,
+async fn process_all<T: Send + Sync, R: Send>(
+    processor: impl ProcessBatch<T, R>,
     mut arriving: mpsc::UnboundedReceiver<Entry<T, R>>,
     items_max: usize,
 ) {
@@ -89,13 +89,13 @@ async fn write_all<T: Send + Sync, R: Send>(
         let mut kib = first.room.num_permits();
         entries.push(first);
         while entries.len() < items_max
-            && kib < WRITE_KIB_MAX
+            && kib < BATCH_KIB_MAX
             && let Ok(entry) = arriving.try_recv()
         {
             kib += entry.room.num_permits();
             entries.push(entry);
         }
-        // whoever has stopped waiting was told that nothing was stored, or is gone
+        // whoever has stopped waiting was told that nothing was done, or is gone
         entries.retain(|entry| !entry.reply.is_closed());
         let mut items = Vec::with_capacity(entries.len());
         let mut replies = Vec::with_capacity(entries.len());
@@ -106,7 +106,7 @@ async fn write_all<T: Send + Sync, R: Send>(
         if items.is_empty() {
             continue;
         }
-        let results = write_apart_if_refused(&writer, &items).await;
+        let results = process_apart_if_refused(&processor, &items).await;
         // before their owners go on, who may want to have them for themselves
         drop(items);
         for ((reply, _room), result) in replies.into_iter().zip(results) {
@@ -116,17 +116,17 @@ async fn write_all<T: Send + Sync, R: Send>(
     }
 }
 
-/// Writes a batch; if the store refuses it, each item alone, so that one bad item spoils no other.
-async fn write_apart_if_refused<T: Sync, R>(
-    writer: &impl WriteBatch<T, R>,
+/// Processes a batch; if the store refuses it, each item alone, so that one bad item spoils no other.
+async fn process_apart_if_refused<T: Sync, R>(
+    processor: &impl ProcessBatch<T, R>,
     items: &[T],
 ) -> Vec<Result<R, StoreError>> {
-    match writer.write(items).await {
+    match processor.process(items).await {
         Ok(results) => results.into_iter().map(Ok).collect(),
         Err(StoreError::Unexpected(_)) if items.len() > 1 => {
             let mut results = Vec::with_capacity(items.len());
             for item in items {
-                let result = writer.write(std::slice::from_ref(item)).await;
+                let result = processor.process(std::slice::from_ref(item)).await;
                 results.push(result.map(|mut one| one.pop().expect("one answer for one item")));
             }
             results
@@ -143,15 +143,15 @@ mod tests {
 
     type Batches = Arc<Mutex<Vec<Vec<u32>>>>;
 
-    /// Records each batch; waits for a permit before each write; refuses batches with a 13 in them.
+    /// Records each batch; waits for a permit before each; refuses batches with a 13 in them.
     struct Recorder {
         batches: Batches,
         gate: Arc<Semaphore>,
     }
 
     #[async_trait]
-    impl WriteBatch<u32, u32> for Recorder {
-        async fn write(&self, items: &[u32]) -> Result<Vec<u32>, StoreError> {
+    impl ProcessBatch<u32, u32> for Recorder {
+        async fn process(&self, items: &[u32]) -> Result<Vec<u32>, StoreError> {
             self.gate.acquire().await.unwrap().forget();
             self.batches.lock().unwrap().push(items.to_vec());
             if items.contains(&13) {
@@ -168,28 +168,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_arrives_during_a_write_shares_the_next_one() {
-        let (writer, written, gate) = recorder(0);
-        let batcher = Batcher::start(writer, 100, 100);
-        let first = batcher.write(1, 1);
+    async fn what_arrives_during_a_batch_shares_the_next_one() {
+        let (recorder, processed, gate) = recorder(0);
+        let batcher = Batcher::start(recorder, 100, 100);
+        let first = batcher.process(1, 1);
         tokio::pin!(first);
-        // the first write is under way once the writer waits at the gate
+        // the first batch is under way once the recorder waits at the gate
         tokio::select! { biased; _ = &mut first => unreachable!("the gate is shut"), () = tokio::task::yield_now() => {} }
-        let others = futures_util::future::join_all([2, 3, 4].map(|item| batcher.write(item, 1)));
+        let others = futures_util::future::join_all([2, 3, 4].map(|item| batcher.process(item, 1)));
         tokio::pin!(others);
         tokio::select! { biased; _ = &mut others => unreachable!("the gate is shut"), () = tokio::task::yield_now() => {} }
         gate.add_permits(2);
         assert_eq!(first.await.unwrap(), 2);
         let doubled: Vec<u32> = others.await.into_iter().map(Result::unwrap).collect();
         assert_eq!(doubled, [4, 6, 8]);
-        assert_eq!(*written.lock().unwrap(), [vec![1], vec![2, 3, 4]]);
+        assert_eq!(*processed.lock().unwrap(), [vec![1], vec![2, 3, 4]]);
     }
 
     #[tokio::test]
     async fn one_bad_item_spoils_no_other() {
-        let (writer, _, _) = recorder(100);
-        let batcher = Batcher::start(writer, 100, 100);
-        let results = futures_util::future::join_all([1, 13, 2].map(|item| batcher.write(item, 1))).await;
+        let (recorder, _, _) = recorder(100);
+        let batcher = Batcher::start(recorder, 100, 100);
+        let results = futures_util::future::join_all([1, 13, 2].map(|item| batcher.process(item, 1))).await;
         assert_eq!(results[0].as_ref().unwrap(), &2);
         assert!(matches!(results[1], Err(BatchError::Store(StoreError::Unexpected(_)))));
         assert_eq!(results[2].as_ref().unwrap(), &4);
@@ -197,18 +197,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_buffer_refuses_and_frees_itself() {
-        let (writer, _, gate) = recorder(0);
-        let batcher = Arc::new(Batcher::start(writer, 100, 2));
+        let (recorder, _, gate) = recorder(0);
+        let batcher = Arc::new(Batcher::start(recorder, 100, 2));
         let filler = tokio::spawn({
             let batcher = batcher.clone();
-            async move { batcher.write(1, 2048).await }
+            async move { batcher.process(1, 2048).await }
         });
         while batcher.room.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(batcher.write(2, 1).await, Err(BatchError::Full)));
+        assert!(matches!(batcher.process(2, 1).await, Err(BatchError::Full)));
         gate.add_permits(10);
         filler.await.unwrap().unwrap();
-        assert_eq!(batcher.write_when_room(2, 1).await.unwrap(), 4);
+        assert_eq!(batcher.process_when_room(2, 1).await.unwrap(), 4);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tracing::{debug, error, info, warn};
 
-use super::batching::{BatchError, Batcher, WriteBatch};
+use super::batching::{BatchError, Batcher, ProcessBatch};
 use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, Sender, Settled, StoreError};
@@ -74,7 +74,7 @@ impl Deliver {
         self.circuits.note(&endpoint, &finished, probe).await;
         let bytes = finished.outcome.body().map_or(0, str::len) + 256;
         let (queue_id, config_id, number) = (finished.queue_id, finished.config_id, finished.number);
-        match self.outcomes.write_when_room(finished, bytes).await {
+        match self.outcomes.process_when_room(finished, bytes).await {
             Ok(Settled::Written) => {}
             Ok(Settled::LeaseLost) => {
                 metrics::counter!("webhook_leases_lost_total").increment(1);
@@ -171,8 +171,8 @@ struct SettleUntilWritten {
 }
 
 #[async_trait]
-impl WriteBatch<FinishedAttempt, Settled> for SettleUntilWritten {
-    async fn write(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
+impl ProcessBatch<FinishedAttempt, Settled> for SettleUntilWritten {
+    async fn process(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
         let mut backoff = STORE_BACKOFF.0;
         let settled = loop {
             match self.queue.settle(attempts).await {

@@ -3,38 +3,45 @@
 //! A remembered endpoint may be old; that is safe because both users check its revision: the store refuses a delivery
 //! that was made from an old one, and a claim tells the revision that it was judged by.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use anyhow::anyhow;
+use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
 
+use super::batching::{BatchError, Batcher, ProcessBatch};
 use super::ports::{EndpointStore, StoreError};
 use crate::domain::endpoint::{Endpoint, EndpointId};
 
 /// How many endpoints are remembered; about 1 KiB each.
 const REMEMBERED_MAX: usize = 25_000;
-/// How many are looked up at a time: a thousand events for one new endpoint must not take all connections.
-const LOOKUPS_AT_ONCE: usize = 4;
+/// How many are looked up at a time.
+const LOOKUPS_MAX: usize = 500;
+/// How many may wait to be looked up.
+const WAITING_MAX: usize = 10_000;
 
 /// Looks endpoints up.
 pub struct EndpointDirectory {
-    store: Arc<dyn EndpointStore>,
-    remembered: Cache<EndpointId, Arc<Endpoint>>,
-    lookups: Semaphore,
+    remembered: Arc<Cache<EndpointId, Arc<Endpoint>>>,
+    /// Many at once: deliveries of thousands of endpoints must not cost a query each.
+    lookups: Batcher<EndpointId, Option<Arc<Endpoint>>>,
 }
 
 impl EndpointDirectory {
     /// A directory of what `store` keeps.
-    pub fn new(store: Arc<dyn EndpointStore>) -> Self {
-        Self { store, remembered: Cache::new(REMEMBERED_MAX), lookups: Semaphore::new(LOOKUPS_AT_ONCE) }
+    pub fn start(store: Arc<dyn EndpointStore>) -> Self {
+        let remembered = Arc::new(Cache::new(REMEMBERED_MAX));
+        let look_up = LookUp { store, remembered: remembered.clone() };
+        Self { remembered, lookups: Batcher::start(look_up, LOOKUPS_MAX, WAITING_MAX) }
     }
 
     /// The endpoint as it was when it was last looked up, or now.
     pub async fn recent(&self, id: EndpointId) -> Result<Option<Arc<Endpoint>>, StoreError> {
         match self.remembered.get(&id) {
             Some(endpoint) => Ok(Some(endpoint)),
-            None => self.other_than(id, None).await,
+            None => self.current(id).await,
         }
     }
 
@@ -42,12 +49,11 @@ impl EndpointDirectory {
     pub async fn other_than(
         &self,
         id: EndpointId,
-        seen: Option<DateTime<Utc>>,
+        seen: DateTime<Utc>,
     ) -> Result<Option<Arc<Endpoint>>, StoreError> {
-        let _turn = self.lookups.acquire().await.expect("the semaphore is never closed");
         match self.remembered.get(&id) {
             // someone else looked it up in the meantime
-            Some(endpoint) if Some(endpoint.updated_at) != seen => Ok(Some(endpoint)),
+            Some(endpoint) if endpoint.updated_at != seen => Ok(Some(endpoint)),
             Some(_) | None => self.current(id).await,
         }
     }
@@ -60,14 +66,33 @@ impl EndpointDirectory {
     ) -> Result<Option<Arc<Endpoint>>, StoreError> {
         match self.remembered.get(&id) {
             Some(endpoint) if endpoint.updated_at >= revision => Ok(Some(endpoint)),
-            remembered => self.other_than(id, remembered.map(|endpoint| endpoint.updated_at)).await,
+            Some(_) | None => self.current(id).await,
         }
     }
 
     /// The endpoint as it is now.
     pub async fn current(&self, id: EndpointId) -> Result<Option<Arc<Endpoint>>, StoreError> {
-        let Some(endpoint) = self.store.find(id).await?.map(Arc::new) else { return Ok(None) };
-        self.remembered.insert(id, endpoint.clone());
-        Ok(Some(endpoint))
+        self.lookups.process_when_room(id, 1).await.map_err(|error| match error {
+            BatchError::Store(error) => error,
+            BatchError::Full | BatchError::Stopped => StoreError::Unavailable(Arc::new(anyhow!(error))),
+        })
+    }
+}
+
+struct LookUp {
+    store: Arc<dyn EndpointStore>,
+    remembered: Arc<Cache<EndpointId, Arc<Endpoint>>>,
+}
+
+#[async_trait]
+impl ProcessBatch<EndpointId, Option<Arc<Endpoint>>> for LookUp {
+    async fn process(&self, ids: &[EndpointId]) -> Result<Vec<Option<Arc<Endpoint>>>, StoreError> {
+        let found = self.store.find_all(ids).await?;
+        let found: HashMap<EndpointId, Arc<Endpoint>> =
+            found.into_iter().map(|endpoint| (endpoint.id, Arc::new(endpoint))).collect();
+        for (id, endpoint) in &found {
+            self.remembered.insert(*id, endpoint.clone());
+        }
+        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::batching::{BatchError, Batcher, WriteBatch};
+use super::batching::{BatchError, Batcher, ProcessBatch};
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, StoreError, Stored};
 use super::wakeup::Wakeup;
@@ -93,7 +93,7 @@ impl Enqueue {
     pub async fn accept_replay(&self, delivery: NewDelivery) -> Result<Stored, EnqueueError> {
         let deadline = Instant::now() + self.patience;
         let weight = delivery.weight();
-        let written = timeout_at(deadline, self.deliveries.write(Arc::new(delivery), weight)).await;
+        let written = timeout_at(deadline, self.deliveries.process(Arc::new(delivery), weight)).await;
         Ok(written.map_err(|_| EnqueueError::TimedOut)??)
     }
 
@@ -107,7 +107,7 @@ impl Enqueue {
                 Ok(delivery) => Arc::new(delivery),
                 Err(invalid) => {
                     // what is remembered may be older than the URL that is missing
-                    endpoint = self.directory.other_than(id, Some(known.updated_at)).await?;
+                    endpoint = self.directory.other_than(id, known.updated_at).await?;
                     match &endpoint {
                         Some(current) if current.updated_at != known.updated_at => continue,
                         Some(_) | None => return Err(invalid.into()),
@@ -116,9 +116,9 @@ impl Enqueue {
             };
             let (queue_id, weight) = (delivery.queue_id, delivery.weight());
             let written = if wait_for_room {
-                self.deliveries.write_when_room(delivery.clone(), weight).await?
+                self.deliveries.process_when_room(delivery.clone(), weight).await?
             } else {
-                self.deliveries.write(delivery.clone(), weight).await?
+                self.deliveries.process(delivery.clone(), weight).await?
             };
             match written {
                 Stored::New => return Ok(Receipt { queue_id, stored: Some(delivery) }),
@@ -126,7 +126,7 @@ impl Enqueue {
                     return Ok(Receipt { queue_id: first, stored: None });
                 }
                 Stored::EndpointChanged => {
-                    endpoint = self.directory.other_than(id, Some(known.updated_at)).await?;
+                    endpoint = self.directory.other_than(id, known.updated_at).await?;
                 }
             }
         }
@@ -150,8 +150,8 @@ struct StoreAndWake {
 }
 
 #[async_trait]
-impl WriteBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
-    async fn write(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError> {
+impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
+    async fn process(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError> {
         let stored = self.queue.enqueue(deliveries).await?;
         let new = stored.iter().filter(|stored| **stored == Stored::New).count();
         metrics::counter!("webhook_enqueued_total").increment(new as u64);

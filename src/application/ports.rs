@@ -204,7 +204,12 @@ pub trait EndpointStore: Send + Sync {
     async fn register(&self, settings: &EndpointSettings) -> Result<Endpoint, StoreError>;
 
     /// The endpoint as it is now, deleted or not.
-    async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError>;
+    async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
+        Ok(self.find_all(&[id]).await?.pop())
+    }
+
+    /// Those of the endpoints that there are, each once, as they are now, deleted or not.
+    async fn find_all(&self, ids: &[EndpointId]) -> Result<Vec<Endpoint>, StoreError>;
 
     /// At most `limit` endpoints that are not deleted, by id, after `after`.
     async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError>;

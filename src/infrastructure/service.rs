@@ -147,7 +147,7 @@ impl Application {
     pub fn new(database: &Database, settings: &Settings) -> Self {
         let store = Arc::new(database.clone());
         let wakeup = Arc::new(Wakeup::default());
-        let directory = Arc::new(EndpointDirectory::new(store.clone()));
+        let directory = Arc::new(EndpointDirectory::start(store.clone()));
         let enqueue =
             Arc::new(Enqueue::start(directory.clone(), store.clone(), wakeup.clone(), ENQUEUE_PATIENCE));
         let addresses = AddressPolicy::new(settings.egress_allow.clone());

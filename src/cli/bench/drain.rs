@@ -231,7 +231,7 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
         Arc::new(StopAfter { sender: sender(rig)?, left: AtomicUsize::new(deliveries), stop: stop.clone() });
     let queue = Arc::new(database.clone());
     let wakeup = Arc::new(Wakeup::default());
-    let directory = Arc::new(EndpointDirectory::new(queue.clone()));
+    let directory = Arc::new(EndpointDirectory::start(queue.clone()));
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
     let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone());
     let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, rig.settings.workers.clone()));

@@ -59,9 +59,10 @@ impl EndpointStore for Database {
         stored.try_into().map_err(inconsistent)
     }
 
-    async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
+    async fn find_all(&self, ids: &[EndpointId]) -> Result<Vec<Endpoint>, StoreError> {
+        let ids: Vec<i64> = ids.iter().copied().map(EndpointId::get).collect();
         // the engine cannot do without
-        let row = within!(self.engine, REQUEST_LIMIT, |connection| {
+        let rows = within!(self.engine, REQUEST_LIMIT, |connection| {
             sqlx::query_as!(
             EndpointRow,
             r#"-- endpoints.find
@@ -72,12 +73,12 @@ impl EndpointStore for Database {
                    circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
                    created_at, updated_at, deleted_at
             from webhook_configs
-            where id = $1"#,
-            id.get(),
+            where id = any($1)"#,
+            &ids,
         )
-        .fetch_optional(&mut *connection)
+        .fetch_all(&mut *connection)
         })?;
-        row.map(TryInto::try_into).transpose().map_err(inconsistent)
+        rows.into_iter().map(|row| row.try_into().map_err(inconsistent)).collect()
     }
 
     async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError> {
