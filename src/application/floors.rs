@@ -6,7 +6,6 @@
 //! whenever an endpoint gives less than it could.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -28,66 +27,52 @@ pub type Floor = (EndpointId, Priority, DateTime<Utc>);
 /// The floors that the claims of a process have found; none at first.
 #[derive(Debug, Default)]
 pub struct KnownFloors {
-    known: Mutex<Known>,
-}
-
-#[derive(Debug, Default)]
-struct Known {
     floors: Vec<Floor>,
     swept_at: Option<Instant>,
 }
 
 impl KnownFloors {
     /// Those that the next claim may use.
-    pub fn for_claim(&self) -> Vec<Floor> {
-        let mut known = self.known();
-        if known.swept_at.is_some_and(|at| at.elapsed() < SWEEP_EVERY) {
-            return known.floors.clone();
+    pub fn for_claim(&mut self) -> Vec<Floor> {
+        if self.swept_at.is_some_and(|at| at.elapsed() < SWEEP_EVERY) {
+            return self.floors.clone();
         }
-        known.swept_at = Some(Instant::now());
+        self.swept_at = Some(Instant::now());
         Vec::new()
     }
 
     /// Learns from a claim of at most `limit` within `rooms`. Answers whether it should be made again: an endpoint gave
     /// less than it could, so more may wait below its floor, which is forgotten.
-    pub fn learn(&self, used: &[Floor], limit: usize, rooms: &Rooms, claimed: &[LeasedDelivery]) -> bool {
+    pub fn learn(&mut self, used: &[Floor], limit: usize, rooms: &Rooms, claimed: &[LeasedDelivery]) -> bool {
         let mut given: HashMap<(EndpointId, Priority), (usize, DateTime<Utc>)> = HashMap::new();
         for delivery in claimed.iter().filter(|delivery| !delivery.is_limited()) {
-            let (count, earliest) =
+            let (count, latest) =
                 given.entry((delivery.config_id, delivery.priority)).or_insert((0, delivery.ready_since));
             *count += 1;
-            *earliest = delivery.ready_since.min(*earliest);
+            *latest = delivery.ready_since.max(*latest);
         }
-        let mut known = self.known();
         let mut again = false;
         if claimed.len() < limit {
             for (endpoint, priority, _) in used {
                 let count = given.get(&(*endpoint, *priority)).map_or(0, |(count, _)| *count);
                 if count < rooms.of(*endpoint) {
                     given.remove(&(*endpoint, *priority));
-                    known.forget(*endpoint, *priority);
+                    self.forget(*endpoint, *priority);
                     again = true;
                 }
             }
         }
-        for ((endpoint, priority), (count, earliest)) in given {
+        for ((endpoint, priority), (count, latest)) in given {
             if count >= BACKLOG_MIN {
-                known.forget(endpoint, priority);
-                known.floors.push((endpoint, priority, earliest));
+                self.forget(endpoint, priority);
+                self.floors.push((endpoint, priority, latest));
             }
         }
-        let surplus = known.floors.len().saturating_sub(FLOORS_MAX);
-        known.floors.drain(..surplus);
+        let surplus = self.floors.len().saturating_sub(FLOORS_MAX);
+        self.floors.drain(..surplus);
         again
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        // a panic elsewhere leaves plain hints behind
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Known {
     fn forget(&mut self, endpoint: EndpointId, priority: Priority) {
         self.floors.retain(|floor| (floor.0, floor.1) != (endpoint, priority));
     }
@@ -113,25 +98,25 @@ mod tests {
     }
 
     fn just_swept() -> KnownFloors {
-        let floors = KnownFloors::default();
+        let mut floors = KnownFloors::default();
         assert_eq!(floors.for_claim(), [], "the first claim is a sweep");
         floors
     }
 
     fn rooms(share: usize) -> Rooms {
-        Rooms { share, listed: vec![], limit: 50 }
+        Rooms { share, listed: vec![] }
     }
 
     #[test]
     fn a_long_backlog_has_a_floor_until_it_gives_less_than_it_could() {
-        let floors = just_swept();
+        let mut floors = just_swept();
         assert!(!floors.learn(&[], 50, &rooms(20), &claimed(1, 100..120)));
         let used = floors.for_claim();
-        assert_eq!(used, [(endpoint(1), leased().priority, DateTime::from_timestamp(100, 0).unwrap())]);
+        assert_eq!(used, [(endpoint(1), leased().priority, DateTime::from_timestamp(119, 0).unwrap())]);
 
         assert!(!floors.learn(&used, 50, &rooms(20), &claimed(1, 120..140)));
         let used = floors.for_claim();
-        assert_eq!(used[0].2.timestamp(), 120);
+        assert_eq!(used[0].2.timestamp(), 139);
 
         assert!(floors.learn(&used, 50, &rooms(20), &claimed(1, 140..159)));
         assert_eq!(floors.for_claim(), []);
@@ -139,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_full_claim_says_nothing_about_the_endpoints_that_it_did_not_reach() {
-        let floors = just_swept();
+        let mut floors = just_swept();
         floors.learn(&[], 50, &rooms(50), &claimed(1, 100..120));
         let used = floors.for_claim();
         assert!(!floors.learn(&used, 50, &rooms(50), &claimed(2, 0..50)));
@@ -148,7 +133,7 @@ mod tests {
 
     #[test]
     fn few_are_remembered() {
-        let floors = just_swept();
+        let mut floors = just_swept();
         for number in 1..100 {
             floors.learn(&[], 20, &rooms(20), &claimed(number, 0..20));
         }

@@ -26,8 +26,6 @@ pub struct Rooms {
     pub share: usize,
     /// From those that hold so much already that it is less.
     pub listed: Vec<(EndpointId, usize)>,
-    /// What it may take in all.
-    pub limit: usize,
 }
 
 impl Rooms {
@@ -48,8 +46,6 @@ pub struct Shares {
 #[derive(Debug, Default)]
 struct Held {
     total: usize,
-    /// What claims that are under way may take.
-    being_claimed: usize,
     by_endpoint: HashMap<EndpointId, HeldByEndpoint>,
     /// Endpoints that may have more waiting than they were given room for.
     held_back: HashSet<EndpointId>,
@@ -70,8 +66,8 @@ impl Shares {
         Self { leases_max, held: Mutex::default() }
     }
 
-    /// What a claim of at most `limit` may take. It must be told by [`Shares::take`] what it has taken: until then, other
-    /// claims reckon with all of it, from whichever endpoint.
+    /// What a claim of at most `limit` may take. It must be told by [`Shares::take`] what it has taken before the next one
+    /// is made.
     pub fn rooms(&self, limit: usize) -> Rooms {
         let mut held = self.held();
         let share = held.room(self.leases_max, HeldByEndpoint::default()).clamp(1, limit);
@@ -84,8 +80,7 @@ impl Shares {
         }
         // nobody looks at all whether more waits for these
         held.held_back.extend(listed.iter().filter(|(_, room)| *room == 0).map(|(endpoint, _)| *endpoint));
-        held.being_claimed += limit;
-        Rooms { share, listed, limit }
+        Rooms { share, listed }
     }
 
     /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it limits what is in
@@ -93,7 +88,6 @@ impl Shares {
     pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = (EndpointId, bool)>) {
         let mut taken: HashMap<EndpointId, usize> = HashMap::new();
         let mut held = self.held();
-        held.being_claimed -= rooms.limit;
         for (endpoint, limited) in endpoints {
             *taken.entry(endpoint).or_default() += 1;
             held.total += 1;
@@ -139,7 +133,7 @@ impl Held {
     fn room(&self, leases_max: usize, HeldByEndpoint { count, quick_at, .. }: HeldByEndpoint) -> usize {
         let left_by_others = leases_max.saturating_sub(self.total - count);
         let quarters = if quick_at.is_some_and(|at| at.elapsed() < QUICK) { 3 } else { 2 };
-        (left_by_others * quarters).div_ceil(4).saturating_sub(count + self.being_claimed)
+        (left_by_others * quarters).div_ceil(4).saturating_sub(count)
     }
 }
 
@@ -180,16 +174,6 @@ mod tests {
     }
 
     #[test]
-    fn two_claims_at_a_time_do_not_take_the_same_share() {
-        let shares = Shares::new(500);
-        let (first, second) = (shares.rooms(125), shares.rooms(125));
-        for rooms in [first, second] {
-            shares.take(&rooms, vec![(endpoint(1), false); rooms.of(endpoint(1))]);
-        }
-        assert_eq!(shares.rooms(125).of(endpoint(1)), 0);
-    }
-
-    #[test]
     fn an_endpoint_that_answers_quickly_may_hold_more() {
         let shares = Shares::new(500);
         let slow = take_all(&shares, 1);
@@ -227,7 +211,7 @@ mod tests {
     fn a_single_lease_can_be_used() {
         let shares = Shares::new(1);
         let rooms = shares.rooms(1);
-        assert_eq!(rooms, Rooms { share: 1, listed: vec![], limit: 1 });
+        assert_eq!(rooms, Rooms { share: 1, listed: vec![] });
         shares.take(&rooms, [(endpoint(1), false)]);
         assert_eq!(shares.rooms(1).listed, [(endpoint(1), 0)]);
         assert!(shares.give_back(endpoint(1), SLOW));

@@ -6,21 +6,21 @@ use tokio::sync::futures::Notified;
 /// Joins those who make deliveries ready with those who wait for them.
 #[derive(Debug, Default)]
 pub struct Wakeup {
-    claimers: Notify,
+    claimer: Notify,
     promoter: Notify,
     announcer: Notify,
 }
 
 impl Wakeup {
-    /// Something was made ready here: wakes a claimer of this process, and lets other processes know.
+    /// Something was made ready here: wakes the claimer of this process, and lets other processes know.
     pub fn announce(&self) {
-        self.claimers.notify_one();
+        self.claimer.notify_one();
         self.announcer.notify_one();
     }
 
-    /// Something may be ready: wakes a claimer of this process. One that finds more than it can take wakes the next.
+    /// Something may be ready: wakes the claimer of this process.
     pub fn wake_claimer(&self) {
-        self.claimers.notify_one();
+        self.claimer.notify_one();
     }
 
     /// Something was scheduled for later: the promoter looks when it is due.
@@ -28,9 +28,9 @@ impl Wakeup {
         self.promoter.notify_one();
     }
 
-    /// Completes when a claimer should look. Arm it (`enable`), then look, then wait.
+    /// Completes when the claimer should look. Arm it (`enable`), then look, then wait.
     pub fn woken(&self) -> Notified<'_> {
-        self.claimers.notified()
+        self.claimer.notified()
     }
 
     /// Completes when the promoter should look.

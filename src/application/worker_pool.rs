@@ -21,9 +21,6 @@ use super::wakeup::Wakeup;
 use crate::domain::delivery::{LeasedDelivery, QueueId, WorkerId};
 use crate::domain::endpoint::EndpointId;
 
-/// How many claims a process makes at a time, for all of its workers. While one is under way slots become free, so under
-/// load each claim is large, and idle it is immediate.
-pub const CLAIMERS: usize = 2;
 /// How many deliveries are made ready at a time.
 const PROMOTE_MAX: usize = 1_000;
 /// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
@@ -47,9 +44,9 @@ pub struct WorkerSettings {
 }
 
 impl WorkerSettings {
-    /// How many leases one claim takes at most: all claims together no more than one endpoint may hold.
+    /// How many leases one claim takes at most: larger ones would have to wait for as many free slots.
     pub fn claim_max(&self) -> usize {
-        (self.count * self.batch_size).div_ceil(2 * CLAIMERS)
+        (self.count * self.batch_size).div_ceil(4)
     }
 }
 
@@ -60,7 +57,6 @@ pub struct WorkerPool {
     wakeup: Arc<Wakeup>,
     settings: WorkerSettings,
     shares: Shares,
-    floors: KnownFloors,
 }
 
 impl WorkerPool {
@@ -72,16 +68,14 @@ impl WorkerPool {
         settings: WorkerSettings,
     ) -> Self {
         let shares = Shares::new(settings.count * settings.batch_size);
-        Self { queue, deliver, wakeup, settings, shares, floors: KnownFloors::default() }
+        Self { queue, deliver, wakeup, settings, shares }
     }
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
     pub async fn run(self: Arc<Self>, ids: Vec<WorkerId>, stop: CancellationToken) {
         let mut loops = tokio::task::JoinSet::new();
         let slots = Slots::new(&ids, self.settings.batch_size);
-        for _ in 0..CLAIMERS {
-            loops.spawn(self.clone().claim_and_attempt(slots.clone(), stop.clone()));
-        }
+        loops.spawn(self.clone().claim_and_attempt(slots, stop.clone()));
         loops.spawn(self.clone().promote_what_is_due(stop.clone()));
         if let Some(first) = ids.first() {
             loops.spawn(self.clone().record_held_losses(first.clone(), stop.clone()));
@@ -95,9 +89,11 @@ impl WorkerPool {
         info!("workers stopped, nothing is under way");
     }
 
-    /// Claims for the workers, as they have free slots. It owns all waiting; attempts run beside it, one a slot.
+    /// Claims for all workers, as they have free slots: one claim at a time, so that under load each is large, and none
+    /// steps over what another is about to take. It owns all waiting; attempts run beside it, one a slot.
     async fn claim_and_attempt(self: Arc<Self>, slots: Arc<Slots>, stop: CancellationToken) {
         let mut cursor = None;
+        let mut floors = KnownFloors::default();
         let mut more_waits = false;
         let mut backoff = Duration::ZERO;
         loop {
@@ -106,11 +102,11 @@ impl WorkerPool {
                 () = stop.cancelled() => break,
                 free = slots.take(self.settings.claim_max(), more_waits) => free,
             };
-            // armed before it looks, and only now that it has room: a wakeup must not reach a claimer that has none
+            // armed before it looks
             let woken = self.wakeup.woken();
             let mut woken = pin!(woken);
             woken.as_mut().enable();
-            match self.claim(&free, cursor).await {
+            match self.claim(&free, cursor, &mut floors).await {
                 Ok(deliveries) => {
                     backoff = Duration::ZERO;
                     more_waits = deliveries.len() == free.len();
@@ -128,7 +124,6 @@ impl WorkerPool {
                 }
             }
             if more_waits && backoff.is_zero() {
-                self.wakeup.wake_claimer();
                 continue;
             }
             let pause =
@@ -146,6 +141,7 @@ impl WorkerPool {
         &self,
         slots: &[Slot],
         after: Option<EndpointId>,
+        floors: &mut KnownFloors,
     ) -> Result<Vec<LeasedDelivery>, StoreError> {
         let mut claimed = Vec::new();
         loop {
@@ -155,7 +151,7 @@ impl WorkerPool {
                 lease: self.settings.lease,
                 after,
                 rooms: self.shares.rooms(free.len()),
-                floors: self.floors.for_claim(),
+                floors: floors.for_claim(),
                 held: false,
             };
             let claimed_now = self.queue.claim(&claim).await;
@@ -169,7 +165,7 @@ impl WorkerPool {
             };
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
-            let again = self.floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
+            let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
             claimed.extend(deliveries);
             if !again {
                 return Ok(claimed);
@@ -228,7 +224,7 @@ impl WorkerPool {
                 worker_ids: vec![id.clone(); limit],
                 lease: self.settings.lease,
                 after: None,
-                rooms: Rooms { share: limit, listed: vec![], limit },
+                rooms: Rooms { share: limit, listed: vec![] },
                 floors: vec![],
                 held: true,
             };

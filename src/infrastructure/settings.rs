@@ -39,7 +39,7 @@ pub const SETTINGS: [Setting; 16] = [
     setting(
         "DATABASE_MAX_CONNECTIONS",
         "10",
-        "connections for API requests; the engine has 11 of its own, and one for wakeups",
+        "connections for API requests; the engine has 8 of its own, and one for wakeups",
     ),
     setting("DATA_DIR", ".data", "where the private PostgreSQL keeps its files"),
     setting("LISTEN_ADDR", "127.0.0.1:8080", "API address"),

@@ -21,7 +21,7 @@ use crate::support::service::TestService;
 
 fn claim(worker: usize, limit: usize) -> Claim {
     let worker_ids = vec![WorkerId::new("test", 1, 1, worker); limit];
-    let rooms = Rooms { share: limit, listed: vec![], limit };
+    let rooms = Rooms { share: limit, listed: vec![] };
     Claim { worker_ids, lease: Duration::from_mins(5), after: None, rooms, floors: vec![], held: false }
 }
 
@@ -50,6 +50,25 @@ async fn one_delivery(receiver: &str) -> (TestService, Database, String) {
     let queue_id = api.api.credit(config).await;
     let queue = Database::new(api.database.options.clone(), 2);
     (api, queue, queue_id)
+}
+
+#[tokio::test]
+async fn the_most_urgent_go_first_wherever_a_claim_begins() {
+    let api = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let mut configs = Vec::new();
+    for priority in [0, 3] {
+        let config = api.api.register("http://127.0.0.1:1", json!({"priority": priority})).await;
+        api.api.credit(config).await;
+        configs.push(config);
+    }
+    let queue = Database::new(api.database.options.clone(), 2);
+    let after = Some(EndpointId::from_stored(configs[0]));
+
+    let claimed = queue.claim(&Claim { after, ..claim(1, 1) }).await.unwrap();
+
+    assert_eq!(claimed[0].config_id.get(), configs[0]);
+    queue.close().await;
+    api.stop().await;
 }
 
 #[tokio::test]
@@ -111,11 +130,13 @@ async fn a_delivery_that_loses_its_worker_every_time_ends_as_a_dead_letter() {
     api.api.patch("/api/webhooks/1", never).await;
     api.database.execute("update webhook_queue_open set ready_since = null").await;
     // each time the lease expires under a worker that is gone, and the next one records it
-    let service = TestService::start_with(Role::Worker, api.database.clone(), &[]).await;
+    let polls = [("WORKER_POLL_INTERVAL", "100ms")];
+    let service = TestService::start_with(Role::Worker, api.database.clone(), &polls).await;
     let dead = eventually("a dead letter", async || {
         api.database
             .execute("update webhook_queue_open set worker_id = 'gone', status = 'processing', ready_since = now(),
-                      locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'")
+                      locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'
+                      where status = 'pending'")
             .await;
         let delivery = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
         (delivery["status"] == "failed").then_some(delivery)

@@ -73,14 +73,14 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
         ("p_floor_keys", "(array[29]::bigint[])"),
         ("p_floors", "(array[now()]::timestamptz[])"),
         (
-            "INTO queue_ids, config_ids, config_revisions, priorities, ready_sinces, abandoned_ats, probes, in_flight_limits, rate_limits",
+            "INTO tids, config_ids, config_revisions, priorities, ready_sinces, abandoned_ats, probes, in_flight_limits, rate_limits",
             "",
         ),
     ];
     let taking = [
         ("p_worker_ids", "array['w']"),
         ("p_lease", "interval '5 min'"),
-        ("queue_ids", "'{}'::uuid[]"),
+        ("tids", "'{}'::tid[]"),
         ("abandoned_ats", "'{}'::timestamptz[]"),
         ("config_revisions", "'{}'::timestamptz[]"),
         ("in_flight_limits, starts_in_us)", "'{}'::int[], '{}'::bigint[])"),
@@ -95,7 +95,7 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
                 || plan.contains("Index Only Scan using webhook_queue_open_ready"),
             "{plan}"
         );
-        assert!(plan.contains("Index Scan using webhook_queue_open_pkey"), "{plan}");
+        assert!(plan.contains("Tid Scan on webhook_queue_open"), "{plan}");
         assert!(plan.contains("webhook_configs_pkey"), "{plan}");
         for spoiler in ["Seq Scan", "Sort", "Bitmap", "Hash", "Merge Join"] {
             assert!(!plan.contains(spoiler), "{state}: {spoiler} in\n{plan}");

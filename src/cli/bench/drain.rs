@@ -18,7 +18,7 @@ use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{Claim, DeliveryQueue as _, Sender};
 use crate::application::shares::Rooms;
 use crate::application::wakeup::Wakeup;
-use crate::application::worker_pool::{CLAIMERS, WorkerPool};
+use crate::application::worker_pool::WorkerPool;
 use crate::domain::address::AddressPolicy;
 use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, WorkerId};
@@ -31,6 +31,9 @@ pub const RUNS: usize = CEILING_RUNS + 1;
 /// Kinds of run that make a ceiling.
 pub const CEILING_RUNS: usize = 2;
 pub const CEILING: &str = "ceiling: 1 / (1 / HTTP + 1 / SQL)";
+/// Clients that claim and settle without sending.
+const SQL_CLIENTS: usize = 2;
+
 const SHARE: &str = "drain, share of the ceiling";
 const WAL: &str = "WAL for a delivery, during the drain";
 const COMMITS: &str = "commits for a delivery, during the drain";
@@ -133,19 +136,19 @@ fn leased(endpoint: &Endpoint) -> LeasedDelivery {
     }
 }
 
-/// The queue alone: as many claimers as a process has, each settling what it has claimed.
+/// The queue alone: claims of the size of a process's, each settled before the next one of the same client.
 async fn sql_only(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
     let store = rig.fresh().await?;
     store.fill(from_ref(&store.endpoint), deliveries).await?;
     let database = &store.open();
     let begun = Instant::now();
-    let claimers = (1..=CLAIMERS).map(|number| async move {
+    let clients = (1..=SQL_CLIENTS).map(|number| async move {
         let limit = rig.settings.workers.claim_max();
         let claim = Claim {
             worker_ids: vec![WorkerId::new("bench", 0, 0, number); limit],
             lease: rig.settings.workers.lease,
             after: None,
-            rooms: Rooms { share: limit, listed: vec![], limit },
+            rooms: Rooms { share: limit, listed: vec![] },
             floors: vec![],
             held: false,
         };
@@ -158,8 +161,8 @@ async fn sql_only(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
             database.settle(&delivered).await?;
         }
     });
-    for claimer in futures_util::future::join_all(claimers).await {
-        claimer?;
+    for client in futures_util::future::join_all(clients).await {
+        client?;
     }
     let rate = per_second(deliveries, begun);
     database.close().await;

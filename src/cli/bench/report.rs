@@ -48,8 +48,8 @@ fn explanation(group: Group) -> (&'static str, &'static str) {
         Group::Drain => (
             "Drain",
             "One endpoint with a full queue, emptied by the ten workers of one process. *HTTP only* is the sender against \
-             the receiver, GETs with keep-alive, as many at a time as workers hold leases. *SQL only* is two claimers \
-             that claim as many at a time as those of a process do, and settle them. The *ceiling* is what both would reach by taking turns, without any loss. \
+             the receiver, GETs with keep-alive, as many at a time as workers hold leases. *SQL only* is two \
+             clients that claim as many at a time as a process does, and settle them. The *ceiling* is what both would reach by taking turns, without any loss. \
              The log and the commits are those of the whole server during the drain, without the filling.",
         ),
         Group::Enqueue => (

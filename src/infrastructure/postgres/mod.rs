@@ -23,8 +23,8 @@ use crate::application::ports::StoreError;
 /// The schema, in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// Connections of the engine: two claims, one writer at each end, promotion, announcements, upkeep, four look-ups.
-const ENGINE_CONNECTIONS: u32 = 11;
+/// Connections of the engine: claims, one writer at each end, promotion, announcements, upkeep, look-ups, circuits.
+const ENGINE_CONNECTIONS: u32 = 8;
 /// How many lists and counts are read at a time; more wait, and leave connections to other requests.
 const SCANS_AT_ONCE: usize = 3;
 /// How long to wait for a connection.

@@ -54,7 +54,7 @@ pub async fn tell_ready(database: &Database, except: Option<Uuid>) -> Result<(),
     Ok(())
 }
 
-/// Wakes a claimer here whenever a process other than the one that listens as `listener` announces something. `options`
+/// Wakes the claimer here whenever a process other than the one that listens as `listener` announces something. `options`
 /// must lead to PostgreSQL itself, or to a pooler that keeps sessions.
 pub async fn listen_for_ready(
     options: PgConnectOptions,
