@@ -39,7 +39,7 @@ async fn make_archive(database: &TestDatabase, days_ago: i32) {
          begin
            execute format('create table %I partition of webhook_queue (primary key (queue_id)) for values from (%L) to (%L)',
                           archive, archive_day::timestamptz, (archive_day + 1)::timestamptz);
-           execute format('create index %I on %I using brin (settled_in) with (pages_per_range = 16, autosummarize = on)',
+           execute format('create index %I on %I using brin (settled_in) with (pages_per_range = 64)',
                           archive || '_settled_in', archive);
          end $$"
     );
@@ -194,7 +194,7 @@ async fn a_closed_archive_gets_its_indexes_and_an_open_one_does_not() {
             "_config_id of btree (config_id, queue_id)",
             "_event_id of btree (event_id)",
             "_pkey of btree (queue_id)",
-            "_settled_in of brin (settled_in) WITH (pages_per_range='16', autosummarize='on')",
+            "_settled_in of brin (settled_in) WITH (pages_per_range='64')",
         ]
     );
     let archives_with_both: i64 = database
@@ -202,6 +202,39 @@ async fn a_closed_archive_gets_its_indexes_and_an_open_one_does_not() {
         .await;
     assert_eq!(archives_with_both, 1);
     assert_eq!(repositories.index_closed_archives().await.unwrap(), 0, "there is nothing left to index");
+}
+
+#[tokio::test]
+async fn a_count_reads_only_what_is_new() {
+    let database = TestDatabase::new().await;
+    let repositories = repositories(&database);
+    repositories.ensure_archives().await.unwrap();
+    // more than a range of pages, in one transaction
+    database
+        .execute(
+            "insert into webhook_configs (name, postback_url) values ('a', 'http://127.0.0.1:1/');
+             insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries, status, completed_at,
+               ready_since, settled_in, retry_0_started_at)
+             select gen_random_uuid(), '+credit', n::text, 1, 'http://127.0.0.1:1/', 2, 6, 'completed', now(),
+                    null, txid_current(), now() from generate_series(1, 5000) n",
+        )
+        .await;
+
+    // an archive that is being vacuumed is not waited for
+    let mut vacuum = database.pool.begin().await.unwrap();
+    let lock = "do $$ begin
+          execute (select format('lock table %I in share update exclusive mode', min(archive)) from webhook_archives);
+        end $$";
+    sqlx::raw_sql(lock).execute(&mut *vacuum).await.unwrap();
+    assert_eq!(repositories.count_statistics().await.unwrap(), 5_000);
+    vacuum.rollback().await.unwrap();
+
+    database.execute(COUNT_ANEW).await;
+    assert_eq!(repositories.count_statistics().await.unwrap(), 5_000);
+    let left: i32 = database
+        .scalar("select brin_summarize_new_values((min(archive) || '_settled_in')::regclass) from webhook_archives")
+        .await;
+    assert_eq!(left, 0, "it was summarized with the count");
 }
 
 /// A receiver that keeps each request waiting until it is let go: then a postback is taken and a chargeback refused.

@@ -13,6 +13,7 @@ use super::figures::{Figure, Samples, Unit, median, percentile, written};
 use super::load::Connection;
 use super::program::Program;
 use super::rig::{Rig, Store, per_second};
+use crate::application::ports::Upkeep as _;
 use crate::domain::endpoint::EndpointParts;
 use crate::infrastructure::postgres::tell_ready;
 
@@ -144,11 +145,9 @@ async fn load_archive(store: &Store, count: usize) -> anyhow::Result<()> {
 
 /// Lets the statistics catch up, as the processes do every other second.
 async fn count_statistics(store: &Store) -> anyhow::Result<()> {
-    let mut connection = store.connect().await?;
-    while !sqlx::query_scalar::<_, bool>("select caught_up from webhook_count_statistics(500)")
-        .fetch_one(&mut connection)
-        .await?
-    {}
+    let database = store.open();
+    database.count_statistics().await?;
+    database.close().await;
     Ok(())
 }
 

@@ -102,27 +102,15 @@ impl Upkeep for Database {
     }
 
     async fn count_statistics(&self) -> Result<u64, StoreError> {
-        let (mut total, mut step) = (0, COUNT_TRANSACTIONS);
-        loop {
-            let row = within!(self.engine, REWRITE_LIMIT, |connection| sqlx::query!(
-                r#"-- upkeep.count_statistics
-                select counted as "counted!", caught_up as "caught_up!" from webhook_count_statistics($1)"#,
-                step
+        let counted = self.count_what_was_settled().await?;
+        if counted > 0 {
+            within!(self.engine, SCAN_LIMIT, |connection| sqlx::query!(
+                "-- upkeep.summarize_archives
+                select webhook_summarize_archives() as summarized"
             )
-            .fetch_optional(&mut *connection))?;
-            // no row: another process counts
-            let Some(row) = row else { return Ok(total) };
-            total += row.counted.unsigned_abs();
-            if row.caught_up {
-                return Ok(total);
-            }
-            // what is empty is crossed in ever longer steps: other databases of the cluster use transactions too
-            step = if row.counted == 0 {
-                step.saturating_mul(16).min(i64::from(i32::MAX))
-            } else {
-                COUNT_TRANSACTIONS
-            };
+            .fetch_one(&mut *connection))?;
         }
+        Ok(counted)
     }
 
     async fn coarsen_statistics(&self) -> Result<u64, StoreError> {
@@ -144,5 +132,31 @@ impl Upkeep for Database {
         .unsigned_abs();
         metrics::counter!("webhook_deliveries_total", "status" => "cancelled").increment(cancelled);
         Ok(cancelled)
+    }
+}
+
+impl Database {
+    async fn count_what_was_settled(&self) -> Result<u64, StoreError> {
+        let (mut total, mut step) = (0, COUNT_TRANSACTIONS);
+        loop {
+            let row = within!(self.engine, REWRITE_LIMIT, |connection| sqlx::query!(
+                r#"-- upkeep.count_statistics
+                select counted as "counted!", caught_up as "caught_up!" from webhook_count_statistics($1)"#,
+                step
+            )
+            .fetch_optional(&mut *connection))?;
+            // no row: another process counts
+            let Some(row) = row else { return Ok(total) };
+            total += row.counted.unsigned_abs();
+            if row.caught_up {
+                return Ok(total);
+            }
+            // what is empty is crossed in ever longer steps: other databases of the cluster use transactions too
+            step = if row.counted == 0 {
+                step.saturating_mul(16).min(i64::from(i32::MAX))
+            } else {
+                COUNT_TRANSACTIONS
+            };
+        }
     }
 }
