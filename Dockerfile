@@ -3,7 +3,8 @@
 FROM rust:1-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-ENV SQLX_OFFLINE=true
+# as in .cargo/config.toml
+ENV SQLX_OFFLINE=true JEMALLOC_SYS_WITH_MALLOC_CONF=dirty_decay_ms:1000,muzzy_decay_ms:0
 
 # Dependencies change seldom: compiled for empty sources, they stay a layer of their own. The tests stay empty.
 COPY Cargo.toml Cargo.lock ./

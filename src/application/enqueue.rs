@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -20,6 +21,9 @@ use crate::domain::invalid::Invalid;
 const BATCH_MAX: usize = 500;
 /// The most memory that waiting deliveries may take.
 const BUFFER_KIB_MAX: usize = 6 * 1024;
+/// The most memory, in text, that the events of bulk callers may take which are on their way. It is less than the buffer,
+/// so that they never fill it, and enough for one batch that is being stored and the next.
+const BULK_KIB_MAX: u32 = 2 * 1024;
 /// An endpoint that changes as often as this during one enqueue is not waited for.
 const LOOKS_MAX: usize = 4;
 
@@ -63,6 +67,7 @@ pub enum EnqueueError {
 pub struct Enqueue {
     directory: Arc<EndpointDirectory>,
     deliveries: Batcher<Arc<NewDelivery>, Stored>,
+    bulk_room: Semaphore,
     patience: Duration,
 }
 
@@ -75,13 +80,20 @@ impl Enqueue {
         patience: Duration,
     ) -> Self {
         let deliveries = Batcher::start(StoreAndWake { queue, wakeup }, BATCH_MAX, BUFFER_KIB_MAX);
-        Self { directory, deliveries, patience }
+        Self { directory, deliveries, bulk_room: Semaphore::new(BULK_KIB_MAX as usize), patience }
     }
 
     /// Accepts one event; refuses it at once if too many are waiting.
     pub async fn accept(&self, event: &Event) -> Result<Receipt, EnqueueError> {
         let deadline = Instant::now() + self.patience;
         timeout_at(deadline, self.store(event, false)).await.unwrap_or(Err(EnqueueError::TimedOut))
+    }
+
+    /// Waits until there is room for an event of so many bytes of text, one of many of the same caller. Hold it until the
+    /// event is accepted.
+    pub async fn bulk_room(&self, bytes: usize) -> SemaphorePermit<'_> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, BULK_KIB_MAX);
+        self.bulk_room.acquire_many(kib).await.expect("the semaphore is never closed")
     }
 
     /// Accepts one of many events of the same caller, who waits while too many are waiting.

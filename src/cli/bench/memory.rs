@@ -30,14 +30,14 @@ const CALLERS_NOTE_CHARS: usize = 7_000;
 const STREAMS: usize = 40;
 /// More than are on their way at a time.
 const STREAM_EVENTS: usize = 2_000;
-/// Characters of their longest parameter, so that each event has about the size that it counts for.
+/// Characters of their longest parameter.
 const STREAMS_NOTE_CHARS: usize = 300;
 /// A refusal that comes this soon is for want of room; others are for want of time.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long the buffer may take to be full.
 const FILL_MAX: Duration = Duration::from_mins(1);
-/// How long it stays full.
-const FULL_FOR: Duration = Duration::from_secs(5);
+/// How long nothing is stored after that.
+const BLOCKED_FOR: Duration = Duration::from_secs(5);
 
 pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>> {
     let mut samples = Samples::default();
@@ -48,12 +48,13 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
             while_draining(rig, WAITING * args.deliveries()).await?,
         );
         let single = |endpoint: &Endpoint| load::post_event(endpoint, &note(CALLERS_NOTE_CHARS));
-        let memory = with_a_full_buffer(rig, CALLERS, single).await?;
+        let memory = while_nothing_is_stored(rig, CALLERS, single, until_the_buffer_is_full).await?;
         samples.add(format!("with a full enqueue buffer, {CALLERS} callers"), Unit::Megabytes, memory);
         let stream =
             |endpoint: &Endpoint| load::post_events(endpoint, STREAM_EVENTS, &note(STREAMS_NOTE_CHARS));
-        let memory = with_a_full_buffer(rig, STREAMS, stream).await?;
-        samples.add(format!("with a full enqueue buffer, {STREAMS} streams"), Unit::Megabytes, memory);
+        // streams have less room than would fill it
+        let memory = while_nothing_is_stored(rig, STREAMS, stream, async |_, _| Ok(())).await?;
+        samples.add(format!("while nothing can be stored, {STREAMS} streams"), Unit::Megabytes, memory);
     }
     Ok(samples.into_figures(|figure| figure.at_most(80.0)))
 }
@@ -80,10 +81,11 @@ fn note(chars: usize) -> [(&'static str, String); 1] {
 }
 
 /// The database stores nothing for a while, as somebody holds a lock, and callers go on.
-async fn with_a_full_buffer(
+async fn while_nothing_is_stored(
     rig: &Rig,
     callers: usize,
     request: impl Fn(&Endpoint) -> Vec<u8>,
+    wait: impl AsyncFnOnce(SocketAddr, &Endpoint) -> anyhow::Result<()>,
 ) -> anyhow::Result<f64> {
     let store = rig.fresh().await?;
     let serve = Program::service("serve", &store).await?;
@@ -96,23 +98,28 @@ async fn with_a_full_buffer(
     for _ in 0..callers {
         lanes.spawn(call(serve.address, request.clone()));
     }
-    let single = load::post_event(&store.endpoint, &note(CALLERS_NOTE_CHARS));
-    let begun = Instant::now();
-    let mut connection = Connection::open(serve.address).await?;
-    loop {
-        let asked = Instant::now();
-        if connection.exchange(&single).await? == 503 && asked.elapsed() < AT_ONCE {
-            break;
-        }
-        ensure!(begun.elapsed() < FILL_MAX, "the buffer does not become full");
-    }
-    tokio::time::sleep(FULL_FOR).await;
+    wait(serve.address, &store.endpoint).await?;
+    tokio::time::sleep(BLOCKED_FOR).await;
     lock.rollback().await?;
-    tokio::time::sleep(FULL_FOR).await;
+    tokio::time::sleep(BLOCKED_FOR).await;
     let memory = serve.memory_mb()?;
     drop((lanes, serve));
     rig.finish(store).await?;
     Ok(memory.highest)
+}
+
+/// Until one more is refused at once.
+async fn until_the_buffer_is_full(address: SocketAddr, endpoint: &Endpoint) -> anyhow::Result<()> {
+    let single = load::post_event(endpoint, &note(CALLERS_NOTE_CHARS));
+    let begun = Instant::now();
+    let mut connection = Connection::open(address).await?;
+    loop {
+        let asked = Instant::now();
+        if connection.exchange(&single).await? == 503 && asked.elapsed() < AT_ONCE {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < FILL_MAX, "the buffer does not become full");
+    }
 }
 
 /// Sends the same again and again, whatever is answered.

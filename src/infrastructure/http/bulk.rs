@@ -115,10 +115,12 @@ async fn accept(
         Line::TooLong => Err(ApiError::too_large(BODY_BYTES_MAX)),
         Line::Text(text) if text.len() > BODY_BYTES_MAX => Err(ApiError::too_large(BODY_BYTES_MAX)),
         Line::Text(text) => {
-            async {
+            // until then it is text and no more
+            let _room = api.enqueue.bulk_room(text.len()).await;
+            Box::pin(async {
                 let event = parse_object::<EventBody>(&text)?.into_event(trace)?;
                 Ok(api.enqueue.accept_of_many(&event).await?)
-            }
+            })
             .await
         }
     };
