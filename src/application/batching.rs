@@ -56,15 +56,14 @@ impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
 
     /// Processes one item of `bytes` and answers after the commit; refuses at once if there is no room.
     pub async fn process(&self, item: T, bytes: usize) -> Result<R, BatchError> {
-        let permit =
-            self.room.clone().try_acquire_many_owned(permits(bytes)).map_err(|_| BatchError::Full)?;
+        let permit = self.room.clone().try_acquire_many_owned(kib(bytes)).map_err(|_| BatchError::Full)?;
         self.enter(item, permit).await
     }
 
     /// As [`Batcher::process`], but waits for room.
     pub async fn process_when_room(&self, item: T, bytes: usize) -> Result<R, BatchError> {
         let permit =
-            self.room.clone().acquire_many_owned(permits(bytes)).await.map_err(|_| BatchError::Stopped)?;
+            self.room.clone().acquire_many_owned(kib(bytes)).await.map_err(|_| BatchError::Stopped)?;
         self.enter(item, permit).await
     }
 
@@ -75,7 +74,8 @@ impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
     }
 }
 
-fn permits(bytes: usize) -> u32 {
+/// How many KiB so many bytes take: as many permits.
+pub(super) fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyhow::anyhow;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use quick_cache::sync::Cache;
@@ -74,7 +73,9 @@ impl EndpointDirectory {
     pub async fn current(&self, id: EndpointId) -> Result<Option<Arc<Endpoint>>, StoreError> {
         self.lookups.process_when_room(id, 1).await.map_err(|error| match error {
             BatchError::Store(error) => error,
-            BatchError::Full | BatchError::Stopped => StoreError::Unavailable(Arc::new(anyhow!(error))),
+            BatchError::Full | BatchError::Stopped => {
+                StoreError::Unavailable(Arc::new(anyhow::Error::new(error)))
+            }
         })
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::batching::{BatchError, Batcher, ProcessBatch};
+use super::batching::{BatchError, Batcher, ProcessBatch, kib};
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, StoreError, Stored};
 use super::wakeup::Wakeup;
@@ -92,7 +92,7 @@ impl Enqueue {
     /// Waits until there is room for an event of so many bytes of text, one of many of the same caller. Hold it until the
     /// event is accepted.
     pub async fn bulk_room(&self, bytes: usize) -> SemaphorePermit<'_> {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, BULK_KIB_MAX);
+        let kib = kib(bytes).clamp(1, BULK_KIB_MAX);
         self.bulk_room.acquire_many(kib).await.expect("the semaphore is never closed")
     }
 

@@ -24,7 +24,7 @@ const WAITING: usize = 5;
 const DRAIN_MAX: Duration = Duration::from_mins(10);
 /// Callers that send single events, one after the other.
 const CALLERS: usize = 500;
-/// Characters of their longest parameter: 16 MiB of such events are in the buffer before the first is given up.
+/// Characters of their longest parameter: so large that they fill the buffer.
 const CALLERS_NOTE_CHARS: usize = 7_000;
 /// Callers that send streams.
 const STREAMS: usize = 40;
