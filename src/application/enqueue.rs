@@ -1,6 +1,7 @@
 //! Accepts events: each becomes a delivery, stored before anyone is told that it was accepted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,9 +11,11 @@ use uuid::Uuid;
 
 use super::batching::{BatchError, Batcher, ProcessBatch, kib};
 use super::directory::EndpointDirectory;
-use super::ports::{DeliveryQueue, StoreError, Stored};
+use super::ports::{DeliveryQueue, Incoming, StoreError, Stored};
+use super::reservations::{Reservation, release_unconfirmed};
 use super::wakeup::Wakeup;
-use crate::domain::delivery::{NewDelivery, QueueId};
+use super::worker_pool::WorkerPool;
+use crate::domain::delivery::{NewDelivery, QueueId, WorkerId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::Event;
 use crate::domain::invalid::Invalid;
@@ -72,14 +75,17 @@ pub struct Enqueue {
 }
 
 impl Enqueue {
-    /// Starts the writer behind it. An enqueue is given up after `patience`.
+    /// Starts the writer behind it, which has `workers`, if there are any, attempt what they have room for at once. An
+    /// enqueue is given up after `patience`.
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
         wakeup: Arc<Wakeup>,
+        workers: Option<Arc<WorkerPool>>,
         patience: Duration,
     ) -> Self {
-        let deliveries = Batcher::start(StoreAndWake { queue, wakeup }, BATCH_MAX, BUFFER_KIB_MAX);
+        let store = StoreAndWake { queue, wakeup, workers, answered: AtomicBool::new(true) };
+        let deliveries = Batcher::start(store, BATCH_MAX, BUFFER_KIB_MAX);
         Self { directory, deliveries, bulk_room: Semaphore::new(BULK_KIB_MAX as usize), patience }
     }
 
@@ -133,7 +139,7 @@ impl Enqueue {
                 self.deliveries.process(delivery.clone(), weight).await?
             };
             match written {
-                Stored::New => return Ok(Receipt { queue_id, stored: Some(delivery) }),
+                Stored::New { .. } => return Ok(Receipt { queue_id, stored: Some(delivery) }),
                 Stored::Duplicate(first) => {
                     return Ok(Receipt { queue_id: first, stored: None });
                 }
@@ -155,21 +161,67 @@ impl From<BatchError> for EnqueueError {
     }
 }
 
-/// Stores a batch, then wakes a worker.
+/// Stores a batch; has those attempted that workers have room for, and wakes a claimer for the others.
 struct StoreAndWake {
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,
+    workers: Option<Arc<WorkerPool>>,
+    /// Whether the store answered the last time: leases that it may or may not have granted are few then.
+    answered: AtomicBool,
+}
+
+impl StoreAndWake {
+    /// The store did not answer, so these may be stored under their leases, now or later, and nobody would attempt them.
+    fn release_if_stored(&self, deliveries: &[Incoming<'_>]) {
+        let leases: Vec<(QueueId, WorkerId)> = deliveries
+            .iter()
+            .filter_map(|incoming| Some((incoming.delivery.queue_id, incoming.lease?.0.clone())))
+            .collect();
+        if let Some((_, length)) = deliveries.iter().find_map(|incoming| incoming.lease) {
+            tokio::spawn(release_unconfirmed(self.queue.clone(), self.wakeup.clone(), leases, length));
+        }
+    }
 }
 
 #[async_trait]
 impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
     async fn process(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError> {
-        let stored = self.queue.enqueue(deliveries).await?;
-        let new = stored.iter().filter(|stored| **stored == Stored::New).count();
-        metrics::counter!("webhook_enqueued_total").increment(new as u64);
-        metrics::counter!("webhook_duplicates_total")
-            .increment(stored.iter().filter(|stored| matches!(stored, Stored::Duplicate(_))).count() as u64);
-        if new > 0 {
+        let begun = std::time::Instant::now();
+        let workers = self.workers.as_ref().filter(|_| self.answered.load(Ordering::Relaxed));
+        let reserved: Vec<Option<Reservation>> =
+            deliveries.iter().map(|delivery| Reservation::of(workers?, delivery)).collect();
+        let incoming: Vec<Incoming<'_>> = deliveries
+            .iter()
+            .zip(&reserved)
+            .map(|(delivery, reserved)| Incoming {
+                delivery,
+                lease: reserved.as_ref().map(Reservation::lease),
+            })
+            .collect();
+        let stored = self.queue.enqueue(&incoming).await;
+        let unavailable = matches!(stored, Err(StoreError::Unavailable(_)));
+        self.answered.store(!unavailable, Ordering::Relaxed);
+        if unavailable {
+            self.release_if_stored(&incoming);
+        }
+        let stored = stored?;
+
+        let (mut leased, mut waiting, mut duplicates) = (0, 0, 0);
+        for ((delivery, reserved), stored) in deliveries.iter().zip(reserved).zip(&stored) {
+            match (stored, reserved) {
+                (Stored::New { locked_at: Some(locked_at) }, Some(reservation)) => {
+                    reservation.attempt(delivery, *locked_at, begun);
+                    leased += 1;
+                }
+                (Stored::New { .. }, _) => waiting += 1,
+                (Stored::Duplicate(_), _) => duplicates += 1,
+                (Stored::EndpointChanged, _) => {}
+            }
+        }
+        metrics::counter!("webhook_enqueued_total").increment(leased + waiting);
+        metrics::counter!("webhook_leased_at_enqueue_total").increment(leased);
+        metrics::counter!("webhook_duplicates_total").increment(duplicates);
+        if waiting > 0 {
             self.wakeup.announce();
         }
         Ok(stored)

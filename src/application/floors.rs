@@ -104,7 +104,7 @@ mod tests {
     }
 
     fn rooms(share: usize) -> Rooms {
-        Rooms { share, listed: vec![] }
+        Rooms { limit: share, share, listed: vec![] }
     }
 
     #[test]

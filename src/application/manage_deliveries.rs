@@ -117,7 +117,7 @@ impl ManageDeliveries {
             let replay = replay_of(&old, &endpoint)?;
             let new_id = replay.queue_id;
             match self.enqueue.accept_replay(replay).await? {
-                Stored::New => return Ok(Replay::New(self.show(new_id).await?)),
+                Stored::New { .. } => return Ok(Replay::New(self.show(new_id).await?)),
                 Stored::Duplicate(first) => return Ok(Replay::Before(self.show(first).await?)),
                 Stored::EndpointChanged => {}
             }
@@ -163,5 +163,6 @@ fn replay_of(old: &Delivery, endpoint: &Endpoint) -> Result<NewDelivery, Deliver
         correlation_id: old.correlation_id.clone(),
         traceparent: old.traceparent.clone(),
         replay_of: Some(old.queue_id),
+        due_at_once: endpoint.has_no_limits(),
     })
 }

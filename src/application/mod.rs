@@ -11,6 +11,7 @@ pub mod floors;
 pub mod manage_deliveries;
 pub mod manage_endpoints;
 pub mod ports;
+pub mod reservations;
 pub mod shares;
 pub mod slots;
 pub mod upkeep;

@@ -27,11 +27,24 @@ pub enum StoreError {
     Unexpected(#[source] Arc<anyhow::Error>),
 }
 
+/// A delivery that is to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Incoming<'a> {
+    /// As it is to be stored.
+    pub delivery: &'a NewDelivery,
+    /// Who would like to hold a lease on it from the beginning, and for how long. It is granted where a claim would grant
+    /// it, unless the endpoint has limits.
+    pub lease: Option<(&'a WorkerId, Duration)>,
+}
+
 /// What became of a delivery that was to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// It is stored and committed.
-    New,
+    New {
+        /// Under the lease that was wanted for it, from this time on, by the database's clock.
+        locked_at: Option<DateTime<Utc>>,
+    },
     /// The same event was accepted before, as this delivery; nothing was stored.
     Duplicate(QueueId),
     /// The endpoint is not the one that the delivery was made from: look again. Nothing was stored.
@@ -78,7 +91,10 @@ pub struct Promotion {
 #[async_trait]
 pub trait DeliveryQueue: Send + Sync {
     /// Stores deliveries in one transaction and answers for each, in order, after the commit.
-    async fn enqueue(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError>;
+    async fn enqueue(&self, deliveries: &[Incoming<'_>]) -> Result<Vec<Stored>, StoreError>;
+
+    /// Makes deliveries ready again that may have been stored under leases which nobody uses. Answers which of them were.
+    async fn release(&self, leases: &[(QueueId, WorkerId)]) -> Result<Vec<QueueId>, StoreError>;
 
     /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. An expired lease counts
     /// as ready.

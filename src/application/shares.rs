@@ -4,7 +4,7 @@
 //! So an endpoint that never answers cannot take all, nor can two of them, or three; there is always room for the next
 //! one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ const QUICK: Duration = Duration::from_secs(1);
 /// How much may be taken from endpoints by one claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rooms {
+    /// In all.
+    pub limit: usize,
     /// From each that is not listed.
     pub share: usize,
     /// From those that hold so much already that it is less.
@@ -47,9 +49,16 @@ pub struct Shares {
 struct Held {
     total: usize,
     by_endpoint: HashMap<EndpointId, HeldByEndpoint>,
-    /// Endpoints that may have more waiting than they were given room for.
-    held_back: HashSet<EndpointId>,
+    /// Endpoints that may have more waiting than they were given room for, and whether that was told since.
+    held_back: HashMap<EndpointId, Told>,
+    /// Nothing waits anywhere else, as far as is known: the last claim took less than it could.
+    all_else_claimed: bool,
+    /// What the claim that is under way may take.
+    being_claimed: Option<Rooms>,
 }
+
+/// Whether it was told that an endpoint is worth a claim.
+type Told = bool;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct HeldByEndpoint {
@@ -79,47 +88,81 @@ impl Shares {
             }
         }
         // nobody looks at all whether more waits for these
-        held.held_back.extend(listed.iter().filter(|(_, room)| *room == 0).map(|(endpoint, _)| *endpoint));
-        Rooms { share, listed }
+        held.held_back
+            .extend(listed.iter().filter(|(_, room)| *room == 0).map(|(endpoint, _)| (*endpoint, false)));
+        let rooms = Rooms { limit, share, listed };
+        held.being_claimed = Some(rooms.clone());
+        rooms
     }
 
-    /// Leases on deliveries to these endpoints were taken, within `rooms`; of each is told whether it limits what is in
+    /// A claim within `rooms` took leases on deliveries to these endpoints; of each is told whether it limits what is in
     /// flight.
     pub fn take(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = (EndpointId, bool)>) {
         let mut taken: HashMap<EndpointId, usize> = HashMap::new();
         let mut held = self.held();
         for (endpoint, limited) in endpoints {
             *taken.entry(endpoint).or_default() += 1;
-            held.total += 1;
-            let by_endpoint = held.by_endpoint.entry(endpoint).or_default();
-            by_endpoint.count += 1;
-            by_endpoint.limited |= limited;
+            held.take(endpoint).limited |= limited;
+        }
+        held.being_claimed = None;
+        held.all_else_claimed = taken.values().sum::<usize>() < rooms.limit;
+        if held.all_else_claimed {
+            held.held_back.retain(|endpoint, _| rooms.of(*endpoint) == 0);
         }
         for (endpoint, count) in taken {
             if count >= rooms.of(endpoint) {
-                held.held_back.insert(endpoint);
+                held.held_back.insert(endpoint, false);
             }
         }
+    }
+
+    /// Takes a lease for a delivery that is about to be stored, if its endpoint has room and nothing waits there, as far as
+    /// is known, that should go first.
+    pub fn take_for_new(&self, endpoint: EndpointId) -> bool {
+        let mut held = self.held();
+        let by_endpoint = held.by_endpoint.get(&endpoint).copied().unwrap_or_default();
+        if !held.all_else_claimed || held.held_back.contains_key(&endpoint) {
+            return false;
+        }
+        let being_claimed = held.being_claimed.as_ref();
+        let (in_all, here) = being_claimed.map_or((0, 0), |rooms| (rooms.limit, rooms.of(endpoint)));
+        if held.room(self.leases_max.saturating_sub(in_all), by_endpoint) <= here {
+            held.held_back.insert(endpoint, false);
+            return false;
+        }
+        held.take(endpoint);
+        true
+    }
+
+    /// A lease that was taken by [`Shares::take_for_new`] is not used.
+    pub fn give_back_unused(&self, endpoint: EndpointId) {
+        self.held().give_back(endpoint);
+    }
+
+    /// As [`Shares::give_back_unused`], for want of a slot: the delivery has to wait, and goes before newer ones.
+    pub fn hold_back(&self, endpoint: EndpointId) {
+        let mut held = self.held();
+        held.give_back(endpoint);
+        held.held_back.insert(endpoint, false);
     }
 
     /// A lease was given back after this time. Answers whether the endpoint had been held back, here or by its limits,
     /// and is worth a claim now.
     pub fn give_back(&self, endpoint: EndpointId, held_for: Duration) -> bool {
         let mut held = self.held();
-        held.total -= 1;
-        let by_endpoint = held.by_endpoint.get_mut(&endpoint).expect("what is given back was taken");
-        by_endpoint.count -= 1;
+        let mut by_endpoint = held.give_back(endpoint);
         if held_for < QUICK {
             by_endpoint.quick_at = Some(Instant::now());
         }
-        let by_endpoint = *by_endpoint;
         let was_the_last = by_endpoint.count == 0;
-        if was_the_last {
-            held.by_endpoint.remove(&endpoint);
+        if let Some(kept) = held.by_endpoint.get_mut(&endpoint) {
+            *kept = by_endpoint;
         }
         let worth_a_claim =
             was_the_last || held.room(self.leases_max, by_endpoint) >= self.leases_max / ROOM_WORTH_A_CLAIM;
-        worth_a_claim && held.held_back.remove(&endpoint) || by_endpoint.limited
+        let was_held_back = worth_a_claim
+            && held.held_back.get_mut(&endpoint).is_some_and(|told| !std::mem::replace(told, true));
+        was_held_back || by_endpoint.limited
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -129,6 +172,25 @@ impl Shares {
 }
 
 impl Held {
+    fn take(&mut self, endpoint: EndpointId) -> &mut HeldByEndpoint {
+        self.total += 1;
+        let by_endpoint = self.by_endpoint.entry(endpoint).or_default();
+        by_endpoint.count += 1;
+        by_endpoint
+    }
+
+    /// Answers what the endpoint holds then; one that holds nothing is forgotten.
+    fn give_back(&mut self, endpoint: EndpointId) -> HeldByEndpoint {
+        self.total -= 1;
+        let by_endpoint = self.by_endpoint.get_mut(&endpoint).expect("what is given back was taken");
+        by_endpoint.count -= 1;
+        let by_endpoint = *by_endpoint;
+        if by_endpoint.count == 0 {
+            self.by_endpoint.remove(&endpoint);
+        }
+        by_endpoint
+    }
+
     /// How many more an endpoint may take that holds so many.
     fn room(&self, leases_max: usize, HeldByEndpoint { count, quick_at, .. }: HeldByEndpoint) -> usize {
         let left_by_others = leases_max.saturating_sub(self.total - count);
@@ -211,7 +273,7 @@ mod tests {
     fn a_single_lease_can_be_used() {
         let shares = Shares::new(1);
         let rooms = shares.rooms(1);
-        assert_eq!(rooms, Rooms { share: 1, listed: vec![] });
+        assert_eq!(rooms, Rooms { limit: 1, share: 1, listed: vec![] });
         shares.take(&rooms, [(endpoint(1), false)]);
         assert_eq!(shares.rooms(1).listed, [(endpoint(1), 0)]);
         assert!(shares.give_back(endpoint(1), SLOW));
@@ -225,6 +287,45 @@ mod tests {
         assert!(!shares.give_back(endpoint(2), SLOW));
         shares.take(&shares.rooms(50), [(endpoint(1), false)]);
         assert!(!shares.give_back(endpoint(1), SLOW), "the limits were removed");
+    }
+
+    #[test]
+    fn a_new_delivery_gets_a_lease_while_nothing_waits_and_its_endpoint_has_room() {
+        let shares = Shares::new(100);
+        assert!(!shares.take_for_new(endpoint(1)), "nobody has looked yet");
+        shares.take(&shares.rooms(50), []);
+        let taken = (0..1000).take_while(|_| shares.take_for_new(endpoint(1))).count();
+        assert_eq!(taken, 50, "half is for the others");
+        shares.give_back_unused(endpoint(1));
+        assert!(!shares.take_for_new(endpoint(1)), "the one that found no room goes first");
+        assert!(shares.take_for_new(endpoint(2)));
+        assert!((0..50).any(|_| shares.give_back(endpoint(1), SLOW)), "and is worth a claim");
+
+        shares.take(&shares.rooms(50), [(endpoint(1), false)]);
+        assert!(shares.take_for_new(endpoint(1)), "the claim left nothing behind");
+        let rooms = shares.rooms(10);
+        shares.take(&rooms, vec![(endpoint(3), false); 10]);
+        assert!(!shares.take_for_new(endpoint(1)), "the claim took as much as it could");
+    }
+
+    #[test]
+    fn a_new_delivery_leaves_a_claim_that_is_under_way_what_it_may_take() {
+        let shares = Shares::new(100);
+        shares.take(&shares.rooms(50), []);
+        let rooms = shares.rooms(20);
+        let taken = (0..1000).take_while(|_| shares.take_for_new(endpoint(1))).count();
+        assert_eq!(taken + rooms.of(endpoint(1)), 40, "half of what the claim leaves");
+    }
+
+    #[test]
+    fn an_endpoint_that_had_to_wait_for_a_lease_waits_for_the_next_claim() {
+        let shares = Shares::new(100);
+        shares.take(&shares.rooms(50), []);
+        assert!(shares.take_for_new(endpoint(1)));
+        shares.hold_back(endpoint(1));
+        assert!(!shares.take_for_new(endpoint(1)));
+        shares.take(&shares.rooms(50), [(endpoint(1), false)]);
+        assert!(shares.take_for_new(endpoint(1)));
     }
 
     proptest! {

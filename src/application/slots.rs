@@ -53,19 +53,27 @@ impl Slots {
         {
             permits.merge(one_more);
         }
-        let mut free = self.free();
         let mut taken = Vec::with_capacity(permits.num_permits());
         while let Some(permit) = permits.split(1) {
-            let worker = free.pop().expect("there is a free slot for each permit");
-            taken.push(Slot { worker, slots: self.clone(), _permit: permit });
+            taken.push(self.slot(permit));
         }
         taken
     }
 
-    /// Waits until all are free.
-    pub async fn all_free(&self) {
+    /// Takes a free slot, if there is one that nobody waits for.
+    pub fn try_take(self: &Arc<Self>) -> Option<Slot> {
+        Some(self.slot(self.permits.clone().try_acquire_owned().ok()?))
+    }
+
+    /// Waits until all are free, and takes them for good.
+    pub async fn close(&self) {
         let total = u32::try_from(self.total).expect("settings keep it small");
-        let _all = self.permits.acquire_many(total).await.expect("the semaphore is never closed");
+        self.permits.acquire_many(total).await.expect("the semaphore is never closed").forget();
+    }
+
+    fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
+        let worker = self.free().pop().expect("there is a free slot for each permit");
+        Slot { worker, slots: self.clone(), _permit: permit }
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<WorkerId>> {
@@ -123,6 +131,7 @@ mod tests {
         });
         assert!(taken.len() >= 3);
         drop((held, taken));
-        slots.all_free().await;
+        slots.close().await;
+        assert!(slots.try_take().is_none());
     }
 }

@@ -56,7 +56,9 @@ pub struct WorkerPool {
     deliver: Deliver,
     wakeup: Arc<Wakeup>,
     settings: WorkerSettings,
-    shares: Shares,
+    ids: Vec<WorkerId>,
+    pub(super) slots: Arc<Slots>,
+    pub(super) shares: Shares,
 }
 
 impl WorkerPool {
@@ -66,21 +68,27 @@ impl WorkerPool {
         deliver: Deliver,
         wakeup: Arc<Wakeup>,
         settings: WorkerSettings,
+        ids: Vec<WorkerId>,
     ) -> Self {
         let shares = Shares::new(settings.count * settings.batch_size);
-        Self { queue, deliver, wakeup, settings, shares }
+        let slots = Slots::new(&ids, settings.batch_size);
+        Self { queue, deliver, wakeup, settings, ids, slots, shares }
+    }
+
+    /// For how long a lease is taken.
+    pub fn lease(&self) -> Duration {
+        self.settings.lease
     }
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
-    pub async fn run(self: Arc<Self>, ids: Vec<WorkerId>, stop: CancellationToken) {
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut loops = tokio::task::JoinSet::new();
-        let slots = Slots::new(&ids, self.settings.batch_size);
-        loops.spawn(self.clone().claim_and_attempt(slots, stop.clone()));
+        loops.spawn(self.clone().claim_and_attempt(stop.clone()));
         loops.spawn(self.clone().promote_what_is_due(stop.clone()));
-        if let Some(first) = ids.first() {
+        if let Some(first) = self.ids.first() {
             loops.spawn(self.clone().record_held_losses(first.clone(), stop.clone()));
         }
-        info!(workers = ids.len(), batch_size = self.settings.batch_size, "workers started");
+        info!(workers = self.ids.len(), batch_size = self.settings.batch_size, "workers started");
         while let Some(ended) = loops.join_next().await {
             if let Err(cause) = ended {
                 error!(error = %cause, "a part of the workers ended unexpectedly");
@@ -91,7 +99,7 @@ impl WorkerPool {
 
     /// Claims for all workers, as they have free slots: one claim at a time, so that under load each is large, and none
     /// steps over what another is about to take. It owns all waiting; attempts run beside it, one a slot.
-    async fn claim_and_attempt(self: Arc<Self>, slots: Arc<Slots>, stop: CancellationToken) {
+    async fn claim_and_attempt(self: Arc<Self>, stop: CancellationToken) {
         let mut cursor = None;
         let mut floors = KnownFloors::default();
         let mut more_waits = false;
@@ -100,7 +108,7 @@ impl WorkerPool {
             let free = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                free = slots.take(self.settings.claim_max(), more_waits) => free,
+                free = self.slots.take(self.settings.claim_max(), more_waits) => free,
             };
             // armed before it looks
             let woken = self.wakeup.woken();
@@ -134,7 +142,7 @@ impl WorkerPool {
                 () = sleep(pause) => {}
             }
         }
-        slots.all_free().await;
+        self.slots.close().await;
     }
 
     async fn claim(
@@ -154,15 +162,14 @@ impl WorkerPool {
                 floors: floors.for_claim(),
                 held: false,
             };
-            let claimed_now = self.queue.claim(&claim).await;
-            let endpoints = claimed_now.iter().flatten().map(|d| (d.config_id, d.in_flight_limited));
-            self.shares.take(&claim.rooms, endpoints);
-            let deliveries = match claimed_now {
+            let deliveries = match self.queue.claim(&claim).await {
                 Ok(deliveries) => deliveries,
                 Err(cause) if claimed.is_empty() => return Err(cause),
                 // what is claimed must be attempted; the next claim tells if the store is still away
                 Err(_) => return Ok(claimed),
             };
+            let endpoints = deliveries.iter().map(|d| (d.config_id, d.in_flight_limited));
+            self.shares.take(&claim.rooms, endpoints);
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
             let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
@@ -174,7 +181,7 @@ impl WorkerPool {
     }
 
     /// One attempt. A panic in it is told here and healed by the lease.
-    async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, is_pacemaker: bool, _slot: Slot) {
+    pub(super) async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, is_pacemaker: bool, _slot: Slot) {
         let (queue_id, config_id, claimed_at) = (delivery.queue_id, delivery.config_id, delivery.claimed_at);
         if let Some(starts_in) = delivery.starts_in {
             sleep_until((delivery.claimed_at + starts_in).into()).await;
@@ -224,7 +231,7 @@ impl WorkerPool {
                 worker_ids: vec![id.clone(); limit],
                 lease: self.settings.lease,
                 after: None,
-                rooms: Rooms { share: limit, listed: vec![] },
+                rooms: Rooms { limit, share: limit, listed: vec![] },
                 floors: vec![],
                 held: true,
             };

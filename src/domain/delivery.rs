@@ -169,6 +169,8 @@ pub struct NewDelivery {
     pub traceparent: Option<String>,
     /// The terminal delivery that it repeats.
     pub replay_of: Option<QueueId>,
+    /// Whether it may be attempted as soon as it is stored, as far as its endpoint's revision tells.
+    pub due_at_once: bool,
 }
 
 impl NewDelivery {
@@ -191,7 +193,31 @@ impl NewDelivery {
             correlation_id: event.correlation_id().map(str::to_owned),
             traceparent: event.traceparent().map(str::to_owned),
             replay_of: None,
+            due_at_once: event.scheduled_at().is_none() && endpoint.has_no_limits(),
         })
+    }
+
+    /// The delivery as it was stored under a lease, by an enqueue that began at `begun`.
+    pub fn leased(&self, lease: Lease, begun: Instant) -> LeasedDelivery {
+        LeasedDelivery {
+            queue_id: self.queue_id,
+            config_id: self.config_id,
+            config_revision: self.config_revision,
+            event_id: self.event_id.clone(),
+            webhook_url: self.webhook_url.clone(),
+            traceparent: self.traceparent.clone(),
+            attempt: 0,
+            max_retries: self.max_retries,
+            abandoned_for: None,
+            waited: Duration::ZERO,
+            priority: self.priority,
+            ready_since: lease.locked_at,
+            probe: false,
+            in_flight_limited: false,
+            starts_in: None,
+            claimed_at: begun,
+            lease,
+        }
     }
 
     /// About how much memory it takes, in bytes.
@@ -265,7 +291,7 @@ pub struct LeasedDelivery {
     pub in_flight_limited: bool,
     /// How long after `claimed_at` it may begin, where the endpoint's rate is limited.
     pub starts_in: Option<Duration>,
-    /// When the lease was taken, by this process's monotonic clock.
+    /// When the lease was taken, or a little earlier, by this process's monotonic clock.
     pub claimed_at: Instant,
 }
 

@@ -139,17 +139,43 @@ pub struct Application {
     pub api: Api,
     /// Who is woken when something is ready.
     pub wakeup: Arc<Wakeup>,
-    directory: Arc<EndpointDirectory>,
+    /// Those who attempt deliveries in this process.
+    pub workers: Option<Arc<WorkerPool>>,
 }
 
 impl Application {
-    /// Puts the use cases together.
+    /// Puts the use cases together, without workers.
     pub fn new(database: &Database, settings: &Settings) -> Self {
+        let (wakeup, directory) = Self::shared(database);
+        Self::of(database, settings, wakeup, directory, None)
+    }
+
+    /// Puts the use cases together, with workers that are yet to run.
+    pub fn with_workers(database: &Database, settings: &Settings) -> anyhow::Result<Self> {
+        let (wakeup, directory) = Self::shared(database);
+        let workers = worker_pool(database, settings, &wakeup, &directory)?;
+        Ok(Self::of(database, settings, wakeup, directory, Some(Arc::new(workers))))
+    }
+
+    fn shared(database: &Database) -> (Arc<Wakeup>, Arc<EndpointDirectory>) {
+        (Arc::default(), Arc::new(EndpointDirectory::start(Arc::new(database.clone()))))
+    }
+
+    fn of(
+        database: &Database,
+        settings: &Settings,
+        wakeup: Arc<Wakeup>,
+        directory: Arc<EndpointDirectory>,
+        workers: Option<Arc<WorkerPool>>,
+    ) -> Self {
         let store = Arc::new(database.clone());
-        let wakeup = Arc::new(Wakeup::default());
-        let directory = Arc::new(EndpointDirectory::start(store.clone()));
-        let enqueue =
-            Arc::new(Enqueue::start(directory.clone(), store.clone(), wakeup.clone(), ENQUEUE_PATIENCE));
+        let enqueue = Arc::new(Enqueue::start(
+            directory.clone(),
+            store.clone(),
+            wakeup.clone(),
+            workers.clone(),
+            ENQUEUE_PATIENCE,
+        ));
         let addresses = AddressPolicy::new(settings.egress_allow.clone());
         let api = Api {
             enqueue: enqueue.clone(),
@@ -159,30 +185,30 @@ impl Application {
                 enqueue,
                 wakeup.clone(),
             )),
-            endpoints: Arc::new(ManageEndpoints::new(store, directory.clone(), addresses, wakeup.clone())),
+            endpoints: Arc::new(ManageEndpoints::new(store, directory, addresses, wakeup.clone())),
         };
-        Self { api, wakeup, directory }
+        Self { api, wakeup, workers }
     }
+}
 
-    /// Workers on the same database.
-    pub fn worker_pool(&self, database: &Database, settings: &Settings) -> anyhow::Result<WorkerPool> {
-        let store = Arc::new(database.clone());
-        let sender = HttpSender::new(SenderSettings {
-            timeout: settings.http_timeout,
-            response_bytes_max: settings.response_bytes_max,
-            idle_connections_max: settings.workers.count * settings.workers.batch_size,
-            addresses: AddressPolicy::new(settings.egress_allow.clone()),
-        })?;
-        let circuits = Circuits::new(store.clone(), self.wakeup.clone());
-        let deliver = Deliver::start(
-            self.directory.clone(),
-            store.clone(),
-            circuits,
-            Arc::new(sender),
-            self.wakeup.clone(),
-        );
-        Ok(WorkerPool::new(store, deliver, self.wakeup.clone(), settings.workers.clone()))
-    }
+fn worker_pool(
+    database: &Database,
+    settings: &Settings,
+    wakeup: &Arc<Wakeup>,
+    directory: &Arc<EndpointDirectory>,
+) -> anyhow::Result<WorkerPool> {
+    let store = Arc::new(database.clone());
+    let sender = HttpSender::new(SenderSettings {
+        timeout: settings.http_timeout,
+        response_bytes_max: settings.response_bytes_max,
+        idle_connections_max: settings.workers.count * settings.workers.batch_size,
+        addresses: AddressPolicy::new(settings.egress_allow.clone()),
+    })?;
+    let circuits = Circuits::new(store.clone(), wakeup.clone());
+    let deliver =
+        Deliver::start(directory.clone(), store.clone(), circuits, Arc::new(sender), wakeup.clone());
+    let ids = worker_ids(settings.workers.count);
+    Ok(WorkerPool::new(store, deliver, wakeup.clone(), settings.workers.clone(), ids))
 }
 
 /// Lets this process have as many files open as the system allows it: each connection is one, and a common limit is 1,024.
@@ -223,7 +249,10 @@ pub async fn run_on(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let database = &ready.database;
-    let application = Application::new(database, settings);
+    let application = match role {
+        Role::Api => Application::new(database, settings),
+        Role::Serve | Role::Worker => Application::with_workers(database, settings)?,
+    };
     let address = listener.local_addr()?;
     let operations = Operations::new(database.clone(), metrics.clone(), settings.ready_age_max);
     let router = http::router(operations, (role != Role::Worker).then(|| application.api.clone()));
@@ -237,11 +266,10 @@ pub async fn run_on(
     if let Some((options, _)) = &ready.embedded {
         tasks.spawn(keep_embedded_postgres_running(options.clone(), database.clone(), stop.clone()));
     }
-    if role != Role::Api {
+    if let Some(workers) = application.workers {
         let options = ready.listen_options.clone();
         tasks.spawn(listen_for_ready(options, listener, application.wakeup.clone(), stop.clone()));
-        let workers = Arc::new(application.worker_pool(database, settings)?);
-        tasks.spawn(workers.run(worker_ids(settings.workers.count), stop.clone()));
+        tasks.spawn(workers.run(stop.clone()));
     }
     info!(%address, role = format!("{role:?}").to_lowercase(), "listening");
     if role != Role::Worker {

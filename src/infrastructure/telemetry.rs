@@ -88,7 +88,11 @@ fn describe() {
         "Enqueues answered with a delivery that the same event made before"
     );
     describe_counter!("webhook_claims_total", "Claims made");
-    describe_counter!("webhook_claimed_total", "Leases taken");
+    describe_counter!("webhook_claimed_total", "Leases taken by claims");
+    describe_counter!(
+        "webhook_leased_at_enqueue_total",
+        "Leases taken as deliveries were stored, by workers of the same process"
+    );
     describe_counter!("webhook_attempts_total", "Attempts by outcome: success, refused, unanswered, unknown");
     describe_counter!("webhook_deliveries_total", "Deliveries by final status");
     describe_counter!("webhook_leases_lost_total", "Attempts whose lease had passed to another worker");

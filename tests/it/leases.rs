@@ -1,27 +1,33 @@
 //! Leases: expiry, loss, and what the audit keeps of attempts whose outcome nobody knows.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use webhook_processor::application::ports::{Claim, DeliveryQueue as _, Settled};
+use uuid::Uuid;
+use webhook_processor::application::ports::{
+    Claim, DeliveryQueue as _, EndpointStore as _, Incoming, Settled, Stored,
+};
+use webhook_processor::application::reservations::release_unconfirmed;
 use webhook_processor::application::shares::Rooms;
 use webhook_processor::domain::attempt::{Answer, AttemptOutcome};
 use webhook_processor::domain::delivery::{
-    AttemptTimes, FinishedAttempt, LeasedDelivery, Priority, WorkerId,
+    AttemptTimes, FinishedAttempt, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
 };
 use webhook_processor::domain::endpoint::EndpointId;
+use webhook_processor::domain::event::{Event, EventParts};
 use webhook_processor::domain::retry::Verdict;
 use webhook_processor::infrastructure::postgres::Database;
 use webhook_processor::infrastructure::service::Role;
 
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
-use crate::support::receiver::TestReceiver;
+use crate::support::receiver::{Reply, TestReceiver};
 use crate::support::service::TestService;
 
 fn claim(worker: usize, limit: usize) -> Claim {
     let worker_ids = vec![WorkerId::new("test", 1, 1, worker); limit];
-    let rooms = Rooms { share: limit, listed: vec![] };
+    let rooms = Rooms { limit, share: limit, listed: vec![] };
     Claim { worker_ids, lease: Duration::from_mins(5), after: None, rooms, floors: vec![], held: false }
 }
 
@@ -69,6 +75,70 @@ async fn the_most_urgent_go_first_wherever_a_claim_begins() {
     assert_eq!(claimed[0].config_id.get(), configs[0]);
     queue.close().await;
     api.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_at_enqueue_is_granted_only_where_nothing_can_hold_the_delivery_back() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let api = &service.api;
+    let plain = api.register(&receiver.url, json!({})).await;
+    after_the_first_claim(&service, plain).await;
+    receiver.reply_always(Reply::status(200).after(Duration::from_mins(1)));
+    let cases = [
+        (json!({}), "processing", true),
+        (json!({"max_in_flight": 5}), "processing", false),
+        (json!({"rate_limit_per_second": 100}), "processing", false),
+        (json!({"enabled": false}), "pending", false),
+        (json!({"circuit": {"state": "open"}}), "pending", false),
+    ];
+    for (settings, status, at_once) in cases {
+        let config = api.register(&receiver.url, json!({})).await;
+        let changed = api.patch(&format!("/api/webhooks/{config}"), settings.clone()).await;
+        assert_eq!(changed.status, 200, "{}", changed.text);
+
+        let queue_id = api.credit(config).await;
+        api.delivery_in(&queue_id, status).await;
+
+        let leased: Option<bool> = service
+            .database
+            .scalar("select locked_at = created_at from webhook_queue_open order by queue_id desc limit 1")
+            .await;
+        assert_eq!(leased.unwrap_or(false), at_once, "{settings}");
+    }
+    let later = chrono::Utc::now() + chrono::TimeDelta::minutes(1);
+    let later = json!({"event_type": "+credit", "config_id": plain, "scheduled_at": later});
+    let later = api.post("/webhooks", later).await.json()["queue_id"].as_str().unwrap().to_owned();
+    assert_eq!(api.get(&format!("/webhooks/{later}")).await.json()["status"], "pending");
+}
+
+#[tokio::test]
+async fn what_was_stored_under_a_lease_that_nobody_was_told_of_is_made_ready() {
+    let receiver = TestReceiver::start().await;
+    let settings = [("WORKER_POLL_INTERVAL", "100ms")];
+    let service = TestService::start_with(Role::Serve, TestDatabase::new().await, &settings).await;
+    let config = service.api.register(&receiver.url, json!({})).await;
+    let queue = Database::new(service.database.options.clone(), 2);
+    let endpoint = queue.find(EndpointId::from_stored(config)).await.unwrap().unwrap();
+    let event =
+        Event::parse(EventParts { event_type: "+credit".into(), config_id: config, ..EventParts::default() });
+    let delivery = NewDelivery::new(QueueId::new(Uuid::now_v7()), &event.unwrap(), &endpoint).unwrap();
+    let (worker, lease) = (WorkerId::new("test", 1, 1, 1), Duration::from_mins(5));
+    let incoming = Incoming { delivery: &delivery, lease: Some((&worker, lease)) };
+    let stored = queue.enqueue(&[incoming]).await.unwrap();
+    assert!(matches!(stored[..], [Stored::New { locked_at: Some(_) }]), "{stored:?}");
+    let leases = vec![(delivery.queue_id, worker)];
+
+    release_unconfirmed(Arc::new(queue), Arc::default(), leases, lease).await;
+
+    let delivered = service.api.delivery_in(&delivery.queue_id.to_string(), "completed").await;
+    assert_eq!(delivered["attempts"].as_array().unwrap().len(), 1);
+    service.stop().await;
+}
+
+/// Workers have looked for what waits, and found nothing else.
+async fn after_the_first_claim(service: &TestService, config: i64) {
+    let first = service.api.credit(config).await;
+    service.api.delivery_in(&first, "completed").await;
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ async fn sql_only(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
             worker_ids: vec![WorkerId::new("bench", 0, 0, number); limit],
             lease: rig.settings.workers.lease,
             after: None,
-            rooms: Rooms { share: limit, listed: vec![] },
+            rooms: Rooms { limit, share: limit, listed: vec![] },
             floors: vec![],
             held: false,
         };
@@ -237,11 +237,11 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let directory = Arc::new(EndpointDirectory::start(queue.clone()));
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
     let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone());
-    let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, rig.settings.workers.clone()));
     let ids = (1..=rig.settings.workers.count).map(|number| WorkerId::new("bench", 0, 0, number)).collect();
+    let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, rig.settings.workers.clone(), ids));
     let begun = Instant::now();
     // ends once the last attempt is settled
-    pool.run(ids, stop).await;
+    pool.run(stop).await;
     let rate = per_second(deliveries, begun);
     database.close().await;
     Ok(rate)

@@ -1,7 +1,6 @@
 //! What all figures stand on: a private PostgreSQL with `fsync` on, a database for each run, and a receiver.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use uuid::Uuid;
 
 use super::figures::float;
 use super::program::Program;
-use crate::application::ports::{DeliveryQueue as _, Upkeep as _};
+use crate::application::ports::{DeliveryQueue as _, Incoming, Upkeep as _};
 use crate::domain::delivery::{NewDelivery, QueueId};
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
 use crate::domain::event::{Event, EventParts};
@@ -215,9 +214,10 @@ impl Store {
         let database = self.open();
         for begin in (0..deliveries).step_by(FILL_BATCH) {
             let batch: Vec<_> = (begin..deliveries.min(begin + FILL_BATCH))
-                .map(|number| Arc::new(new_delivery(&endpoints[number % endpoints.len()])))
+                .map(|number| new_delivery(&endpoints[number % endpoints.len()]))
                 .collect();
-            database.enqueue(&batch).await?;
+            let plain = |delivery| Incoming { delivery, lease: None };
+            database.enqueue(&batch.iter().map(plain).collect::<Vec<_>>()).await?;
         }
         database.close().await;
         Ok(())

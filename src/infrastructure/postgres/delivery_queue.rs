@@ -1,7 +1,6 @@
 //! The queue's hot path. The statements are functions of the schema, which pins their plans; see the migrations.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -10,27 +9,39 @@ use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{Database, ENGINE_LIMIT, from_micros, inconsistent, lacks_archive, micros, within};
-use crate::application::ports::{Claim, DeliveryQueue, Promotion, Settled, StoreError, Stored, Upkeep as _};
-use crate::domain::delivery::{
-    FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
+use crate::application::ports::{
+    Claim, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, Upkeep as _,
 };
+use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, Priority, QueueId, WorkerId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::{DeadLetterReason, Verdict};
 
 #[async_trait]
 impl DeliveryQueue for Database {
-    async fn enqueue(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError> {
-        // sorted, so that two enqueues that meet at the same events never wait for each other in a circle
-        let mut sorted: Vec<&NewDelivery> = deliveries.iter().map(AsRef::as_ref).collect();
-        sorted.sort_unstable_by_key(|d| (d.config_id, d.event_type, d.replay_of, &d.event_id));
-        let refused = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
-        let refused: HashMap<Uuid, Option<Uuid>> = refused.into_iter().collect();
-        let stored = deliveries.iter().map(|delivery| match refused.get(&delivery.queue_id.get()) {
-            None => Stored::New,
-            Some(Some(first)) => Stored::Duplicate(QueueId::new(*first)),
-            Some(None) => Stored::EndpointChanged,
+    async fn enqueue(&self, deliveries: &[Incoming<'_>]) -> Result<Vec<Stored>, StoreError> {
+        let mut sorted = deliveries.to_vec();
+        // so that two enqueues that meet at the same events never wait for each other in a circle
+        sorted.sort_unstable_by_key(|i| {
+            let d = i.delivery;
+            (d.config_id, d.event_type, d.replay_of, &d.event_id)
         });
-        Ok(stored.collect())
+        let told = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
+        let stored =
+            |incoming: &Incoming<'_>| told.get(&incoming.delivery.queue_id.get()).copied().unwrap_or(STORED);
+        Ok(deliveries.iter().map(stored).collect())
+    }
+
+    async fn release(&self, leases: &[(QueueId, WorkerId)]) -> Result<Vec<QueueId>, StoreError> {
+        let (ids, workers): (Vec<Uuid>, Vec<&str>) =
+            leases.iter().map(|(queue_id, worker)| (queue_id.get(), worker.as_str())).unzip();
+        let released = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query_scalar!(
+            r#"-- queue.release
+            select webhook_release($1, $2) as "queue_id!""#,
+            &ids,
+            &workers as &[&str],
+        )
+        .fetch_all(&mut *connection))?;
+        Ok(released.into_iter().map(QueueId::new).collect())
     }
 
     async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError> {
@@ -131,20 +142,33 @@ impl Database {
     }
 }
 
-/// Stores deliveries; answers those that it did not store, with the delivery that was there before.
+/// What became of a delivery that [`insert`] says nothing of.
+const STORED: Stored = Stored::New { locked_at: None };
+
+/// Stores deliveries; tells of those that are leased, and of those that it did not store.
 async fn insert(
     connection: &mut PgConnection,
-    deliveries: &[&NewDelivery],
-) -> sqlx::Result<Vec<(Uuid, Option<Uuid>)>> {
+    deliveries: &[Incoming<'_>],
+) -> sqlx::Result<HashMap<Uuid, Stored>> {
     macro_rules! column {
         (|$delivery:ident| $value:expr) => {
-            deliveries.iter().map(|$delivery| $value).collect::<Vec<_>>()
+            deliveries
+                .iter()
+                .map(|incoming| {
+                    let $delivery = incoming.delivery;
+                    $value
+                })
+                .collect::<Vec<_>>()
         };
     }
+    let (workers, leases): (Vec<Option<&str>>, Vec<Option<i64>>) = deliveries
+        .iter()
+        .map(|incoming| incoming.lease.map(|(worker, lease)| (worker.as_str(), micros(lease))).unzip())
+        .unzip();
     let rows = sqlx::query!(
         r#"-- queue.enqueue
-        select queue_id as "queue_id!", first_queue_id
-        from webhook_enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
+        select queue_id as "queue_id!", first_queue_id, locked_at
+        from webhook_enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"#,
         &column!(|d| d.queue_id.get()),
         &column!(|d| d.event_type.as_str()) as &[&str],
         &column!(|d| d.event_id.as_str()) as &[&str],
@@ -159,10 +183,20 @@ async fn insert(
         &column!(|d| d.correlation_id.as_deref()) as &[Option<&str>],
         &column!(|d| d.traceparent.as_deref()) as &[Option<&str>],
         &column!(|d| d.replay_of.map(QueueId::get)) as &[Option<Uuid>],
+        &workers as &[Option<&str>],
+        &leases as &[Option<i64>],
     )
     .fetch_all(connection)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.queue_id, row.first_queue_id)).collect())
+    let told = rows.into_iter().map(|row| {
+        let stored = match (row.first_queue_id, row.locked_at) {
+            (Some(first), _) => Stored::Duplicate(QueueId::new(first)),
+            (None, None) => Stored::EndpointChanged,
+            (None, locked_at) => Stored::New { locked_at },
+        };
+        (row.queue_id, stored)
+    });
+    Ok(told.collect())
 }
 
 /// What attempts of one number mean for their deliveries: one statement writes them all.
