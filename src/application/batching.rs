@@ -1,11 +1,14 @@
 //! One batching rule for what goes to the store: what has arrived while the last batch was under way is the next one.
 //!
-//! Idle, a single item is processed at once; under load, hundreds share one transaction. There is no timer.
+//! Idle, a single item is processed at once; under load, hundreds share one transaction. There is no timer, but where
+//! nobody waits for the items: there, few of them may [`Linger`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::ports::StoreError;
 
@@ -33,6 +36,15 @@ pub enum BatchError {
     Stopped,
 }
 
+/// How long few items wait for more. A statement costs much before its first row, and what it costs is missing elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Linger {
+    /// As many need not wait.
+    pub enough: usize,
+    /// The longest wait.
+    pub time_max: Duration,
+}
+
 /// Takes items in and has them processed in batches, one batch at a time.
 pub struct Batcher<T, R> {
     entries: mpsc::UnboundedSender<Entry<T, R>>,
@@ -42,6 +54,8 @@ pub struct Batcher<T, R> {
 
 struct Entry<T, R> {
     item: T,
+    /// Whether it need not wait for more.
+    urgent: bool,
     reply: oneshot::Sender<Result<R, StoreError>>,
     room: OwnedSemaphorePermit,
 }
@@ -49,27 +63,46 @@ struct Entry<T, R> {
 impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
     /// Starts to process. That ends when the batcher is dropped and everything is done.
     pub fn start(processor: impl ProcessBatch<T, R>, items_max: usize, kib_max: usize) -> Self {
+        Self::start_lingering(processor, items_max, kib_max, Linger { enough: 1, time_max: Duration::ZERO })
+    }
+
+    /// As [`Batcher::start`], but few items wait for more.
+    pub fn start_lingering(
+        processor: impl ProcessBatch<T, R>,
+        items_max: usize,
+        kib_max: usize,
+        linger: Linger,
+    ) -> Self {
         let (entries, arriving) = mpsc::unbounded_channel();
-        tokio::spawn(process_all(processor, arriving, items_max));
+        tokio::spawn(process_all(processor, arriving, items_max, linger));
         Self { entries, room: Arc::new(Semaphore::new(kib_max)) }
     }
 
     /// Processes one item of `bytes` and answers after the commit; refuses at once if there is no room.
     pub async fn process(&self, item: T, bytes: usize) -> Result<R, BatchError> {
         let permit = self.room.clone().try_acquire_many_owned(kib(bytes)).map_err(|_| BatchError::Full)?;
-        self.enter(item, permit).await
+        self.enter(item, permit, true).await
     }
 
     /// As [`Batcher::process`], but waits for room.
     pub async fn process_when_room(&self, item: T, bytes: usize) -> Result<R, BatchError> {
-        let permit =
-            self.room.clone().acquire_many_owned(kib(bytes)).await.map_err(|_| BatchError::Stopped)?;
-        self.enter(item, permit).await
+        let permit = self.room_for(bytes).await?;
+        self.enter(item, permit, true).await
     }
 
-    async fn enter(&self, item: T, room: OwnedSemaphorePermit) -> Result<R, BatchError> {
+    /// As [`Batcher::process_when_room`], but may linger.
+    pub async fn process_unhurried(&self, item: T, bytes: usize) -> Result<R, BatchError> {
+        let permit = self.room_for(bytes).await?;
+        self.enter(item, permit, false).await
+    }
+
+    async fn room_for(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BatchError> {
+        self.room.clone().acquire_many_owned(kib(bytes)).await.map_err(|_| BatchError::Stopped)
+    }
+
+    async fn enter(&self, item: T, room: OwnedSemaphorePermit, urgent: bool) -> Result<R, BatchError> {
         let (reply, answer) = oneshot::channel();
-        self.entries.send(Entry { item, reply, room }).map_err(|_| BatchError::Stopped)?;
+        self.entries.send(Entry { item, urgent, reply, room }).map_err(|_| BatchError::Stopped)?;
         Ok(answer.await.map_err(|_| BatchError::Stopped)??)
     }
 }
@@ -83,11 +116,20 @@ async fn process_all<T: Send + Sync, R: Send>(
     processor: impl ProcessBatch<T, R>,
     mut arriving: mpsc::UnboundedReceiver<Entry<T, R>>,
     items_max: usize,
+    linger: Linger,
 ) {
     let mut entries = Vec::with_capacity(items_max);
     while let Some(first) = arriving.recv().await {
         let mut kib = first.room.num_permits();
         entries.push(first);
+        let until = Instant::now() + linger.time_max;
+        while entries.len() < linger.enough
+            && entries.last().is_some_and(|entry| !entry.urgent)
+            && let Ok(Some(entry)) = timeout_at(until, arriving.recv()).await
+        {
+            kib += entry.room.num_permits();
+            entries.push(entry);
+        }
         while entries.len() < items_max
             && kib < BATCH_KIB_MAX
             && let Ok(entry) = arriving.try_recv()
@@ -99,7 +141,7 @@ async fn process_all<T: Send + Sync, R: Send>(
         entries.retain(|entry| !entry.reply.is_closed());
         let mut items = Vec::with_capacity(entries.len());
         let mut replies = Vec::with_capacity(entries.len());
-        for Entry { item, reply, room } in entries.drain(..) {
+        for Entry { item, urgent: _, reply, room } in entries.drain(..) {
             items.push(item);
             replies.push((reply, room));
         }
@@ -183,6 +225,26 @@ mod tests {
         let doubled: Vec<u32> = others.await.into_iter().map(Result::unwrap).collect();
         assert_eq!(doubled, [4, 6, 8]);
         assert_eq!(*processed.lock().unwrap(), [vec![1], vec![2, 3, 4]]);
+    }
+
+    #[tokio::test]
+    async fn few_items_linger_until_there_are_enough_or_one_is_urgent() {
+        let (recorder, processed, _) = recorder(100);
+        let forever = Duration::from_hours(1);
+        let batcher = Batcher::start_lingering(recorder, 100, 100, Linger { enough: 3, time_max: forever });
+        futures_util::future::join_all([1, 2, 3].map(|item| batcher.process_unhurried(item, 1))).await;
+        let (_, urgent) = tokio::join!(batcher.process_unhurried(4, 1), batcher.process_when_room(5, 1));
+        assert_eq!(urgent.unwrap(), 10);
+        batcher.process_when_room(6, 1).await.unwrap();
+        assert_eq!(*processed.lock().unwrap(), [vec![1, 2, 3], vec![4, 5], vec![6]]);
+    }
+
+    #[tokio::test]
+    async fn a_lone_item_does_not_linger_for_ever() {
+        let (recorder, _, _) = recorder(100);
+        let linger = Linger { enough: 3, time_max: Duration::from_millis(1) };
+        let batcher = Batcher::start_lingering(recorder, 100, 100, linger);
+        assert_eq!(batcher.process_unhurried(1, 1).await.unwrap(), 2);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tracing::{debug, error, info, warn};
 
-use super::batching::{BatchError, Batcher, ProcessBatch};
+use super::batching::{BatchError, Batcher, Linger, ProcessBatch};
 use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, Sender, Settled, StoreError};
@@ -20,6 +20,10 @@ use crate::domain::retry::{DeadLetterReason, RetryPolicy, Verdict};
 const BATCH_MAX: usize = 500;
 /// Far more than the leases of one process can fill: workers hold theirs until they are settled.
 const BUFFER_KIB_MAX: usize = 1024 * 1024;
+/// Fewer outcomes than this part of all leases wait a little for more: nobody waits for them but who needs the lease.
+const LINGER_PART: usize = 32;
+/// For how long.
+const LINGER_MAX: Duration = Duration::from_millis(5);
 /// Delays between tries to reach a store that is unavailable: the first, and the longest.
 const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -35,15 +39,18 @@ pub struct Deliver {
 }
 
 impl Deliver {
-    /// Starts the writer of outcomes behind it.
+    /// Starts the writer of outcomes behind it, for workers that hold at most so many leases.
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
         circuits: Circuits,
         sender: Arc<dyn Sender>,
         wakeup: Arc<Wakeup>,
+        leases_max: usize,
     ) -> Self {
-        let outcomes = Batcher::start(SettleUntilWritten { queue, wakeup }, BATCH_MAX, BUFFER_KIB_MAX);
+        let linger = Linger { enough: leases_max / LINGER_PART, time_max: LINGER_MAX };
+        let settle = SettleUntilWritten { queue, wakeup };
+        let outcomes = Batcher::start_lingering(settle, BATCH_MAX, BUFFER_KIB_MAX, linger);
         Self { directory, sender, outcomes, circuits }
     }
 
@@ -67,14 +74,20 @@ impl Deliver {
             warn!(queue_id = %delivery.queue_id, "a delivery is not attempted: its lease may end too soon");
             return;
         }
-        let probe = delivery.probe;
+        let (probe, in_flight_limited) = (delivery.probe, delivery.in_flight_limited);
         let finished = self.send_and_judge(delivery, &endpoint).await;
         report(&finished);
         // before it is written: once it is, the delivery may be attempted again
         self.circuits.note(&endpoint, &finished, probe).await;
         let bytes = finished.outcome.body().map_or(0, str::len) + 256;
         let (queue_id, config_id, number) = (finished.queue_id, finished.config_id, finished.number);
-        match self.outcomes.process_when_room(finished, bytes).await {
+        let settled = if in_flight_limited {
+            // the next delivery of the endpoint waits for it
+            self.outcomes.process_when_room(finished, bytes).await
+        } else {
+            self.outcomes.process_unhurried(finished, bytes).await
+        };
+        match settled {
             Ok(Settled::Written) => {}
             Ok(Settled::LeaseLost) => {
                 metrics::counter!("webhook_leases_lost_total").increment(1);

@@ -44,9 +44,14 @@ pub struct WorkerSettings {
 }
 
 impl WorkerSettings {
+    /// How many leases all workers together may hold.
+    pub fn leases_max(&self) -> usize {
+        self.count * self.batch_size
+    }
+
     /// How many leases one claim takes at most: larger ones would have to wait for as many free slots.
     pub fn claim_max(&self) -> usize {
-        (self.count * self.batch_size).div_ceil(4)
+        self.leases_max().div_ceil(4)
     }
 }
 
@@ -70,7 +75,7 @@ impl WorkerPool {
         settings: WorkerSettings,
         ids: Vec<WorkerId>,
     ) -> Self {
-        let shares = Shares::new(settings.count * settings.batch_size);
+        let shares = Shares::new(settings.leases_max());
         let slots = Slots::new(&ids, settings.batch_size);
         Self { queue, deliver, wakeup, settings, ids, slots, shares }
     }

@@ -201,12 +201,18 @@ fn worker_pool(
     let sender = HttpSender::new(SenderSettings {
         timeout: settings.http_timeout,
         response_bytes_max: settings.response_bytes_max,
-        idle_connections_max: settings.workers.count * settings.workers.batch_size,
+        idle_connections_max: settings.workers.leases_max(),
         addresses: AddressPolicy::new(settings.egress_allow.clone()),
     })?;
     let circuits = Circuits::new(store.clone(), wakeup.clone());
-    let deliver =
-        Deliver::start(directory.clone(), store.clone(), circuits, Arc::new(sender), wakeup.clone());
+    let deliver = Deliver::start(
+        directory.clone(),
+        store.clone(),
+        circuits,
+        Arc::new(sender),
+        wakeup.clone(),
+        settings.workers.leases_max(),
+    );
     let ids = worker_ids(settings.workers.count);
     Ok(WorkerPool::new(store, deliver, wakeup.clone(), settings.workers.clone(), ids))
 }

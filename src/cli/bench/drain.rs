@@ -83,7 +83,7 @@ fn sender(rig: &Rig) -> anyhow::Result<HttpSender> {
     HttpSender::new(SenderSettings {
         timeout: rig.settings.http_timeout,
         response_bytes_max: rig.settings.response_bytes_max,
-        idle_connections_max: rig.settings.workers.count * rig.settings.workers.batch_size,
+        idle_connections_max: rig.settings.workers.leases_max(),
         addresses: AddressPolicy::new(rig.settings.egress_allow.clone()),
     })
 }
@@ -94,7 +94,7 @@ async fn http_only(rig: &Rig, requests: usize) -> anyhow::Result<f64> {
     let endpoint = Arc::new(rig.endpoint.clone());
     let left = Arc::new(AtomicUsize::new(requests));
     let begun = Instant::now();
-    let lanes = (0..rig.settings.workers.count * rig.settings.workers.batch_size).map(|_| {
+    let lanes = (0..rig.settings.workers.leases_max()).map(|_| {
         let (sender, endpoint, left) = (sender.clone(), endpoint.clone(), left.clone());
         let delivery = leased(&endpoint);
         tokio::spawn(async move {
@@ -236,7 +236,8 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let wakeup = Arc::new(Wakeup::default());
     let directory = Arc::new(EndpointDirectory::start(queue.clone()));
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
-    let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone());
+    let leases_max = rig.settings.workers.leases_max();
+    let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), leases_max);
     let ids = (1..=rig.settings.workers.count).map(|number| WorkerId::new("bench", 0, 0, number)).collect();
     let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, rig.settings.workers.clone(), ids));
     let begun = Instant::now();
