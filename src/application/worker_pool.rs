@@ -27,6 +27,8 @@ const PROMOTE_MAX: usize = 1_000;
 const PROMOTE_POLL: Duration = Duration::from_millis(500);
 /// How often leases are looked for that have expired at endpoints that are disabled, or whose circuit is not closed.
 const HELD_POLL: Duration = Duration::from_mins(2);
+/// The wait before a loop that panicked begins again.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 /// The longest wait after the store failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -87,18 +89,13 @@ impl WorkerPool {
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut loops = tokio::task::JoinSet::new();
-        loops.spawn(self.clone().claim_and_attempt(stop.clone()));
-        loops.spawn(self.clone().promote_what_is_due(stop.clone()));
-        if let Some(first) = self.ids.first() {
-            loops.spawn(self.clone().record_held_losses(first.clone(), stop.clone()));
-        }
         info!(workers = self.ids.len(), batch_size = self.settings.batch_size, "workers started");
-        while let Some(ended) = loops.join_next().await {
-            if let Err(cause) = ended {
-                error!(error = %cause, "a part of the workers ended unexpectedly");
-            }
-        }
+        tokio::join!(
+            again_after_panics(&stop, || self.clone().claim_and_attempt(stop.clone())),
+            again_after_panics(&stop, || self.clone().promote_what_is_due(stop.clone())),
+            again_after_panics(&stop, || self.clone().record_held_losses(stop.clone())),
+        );
+        self.slots.close().await;
         info!("workers stopped, nothing is under way");
     }
 
@@ -147,7 +144,6 @@ impl WorkerPool {
                 () = sleep(pause) => {}
             }
         }
-        self.slots.close().await;
     }
 
     async fn claim(
@@ -229,7 +225,8 @@ impl WorkerPool {
     }
 
     /// Nothing claims from an endpoint that is held, so the leases that expire there are settled here.
-    async fn record_held_losses(self: Arc<Self>, id: WorkerId, stop: CancellationToken) {
+    async fn record_held_losses(self: Arc<Self>, stop: CancellationToken) {
+        let Some(id) = self.ids.first() else { return };
         let limit = self.settings.batch_size;
         loop {
             let claim = Claim {
@@ -278,7 +275,51 @@ fn pacemakers(deliveries: &[LeasedDelivery]) -> HashSet<QueueId> {
     pacemakers
 }
 
+/// Runs a loop until it ends, from its beginning each time that it panics: without one of its loops a process would go
+/// on as if nothing were missing.
+async fn again_after_panics<F>(stop: &CancellationToken, mut begin: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    while let Err(cause) = tokio::spawn(begin()).await {
+        error!(error = %cause, "a part of the workers ended unexpectedly; it begins again");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(AFTER_PANIC) => {}
+        }
+    }
+}
+
 /// Up to a tenth longer or shorter, so that processes do not fall into step.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.9..1.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_loop_that_panics_begins_again() {
+        let mut begun = 0;
+        again_after_panics(&CancellationToken::new(), || {
+            begun += 1;
+            let panics = begun == 1;
+            async move { assert!(!panics, "on purpose") }
+        })
+        .await;
+        assert_eq!(begun, 2);
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_panicked_does_not_begin_again_once_the_process_stops() {
+        let (stop, mut begun) = (CancellationToken::new(), 0);
+        stop.cancel();
+        again_after_panics(&stop, || {
+            begun += 1;
+            async { panic!("on purpose") }
+        })
+        .await;
+        assert_eq!(begun, 1);
+    }
 }
