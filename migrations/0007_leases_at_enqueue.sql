@@ -2,8 +2,8 @@
 -- changes for it: if that process is lost, the lease expires, and the loss is recorded like any other.
 
 -- As the function of this name with two parameters less, which processes of an older version use. p_worker_ids and
--- p_leases_us tell who would like to hold which lease, NULL where nobody would; it is granted where a claim would grant it,
--- which leaves all limits to the claims. Answers the entries that were stored under a lease, with the time from which on it
+-- p_leases_us tell who would like to hold which lease, NULL where nobody would; it is granted where the endpoint is enabled,
+-- its circuit closed, and nothing of it limited: limits and probes are left to the claims. Answers the entries that were stored under a lease, with the time from which on it
 -- is held, and those that were not stored: with the delivery that the same event made before, or with NULL where the
 -- endpoint has changed or gone since the caller looked.
 CREATE FUNCTION webhook_enqueue(
@@ -81,8 +81,8 @@ COMMENT ON FUNCTION webhook_enqueue(uuid[], text[], text[], boolean[], bigint[],
     smallint[], timestamptz[], text[], text[], uuid[], text[], bigint[])
   IS 'Stores deliveries, each event once an endpoint, under a lease where one is wanted and can be had; answers those that are leased, and those that it did not store.';
 
--- Makes ready again what was stored under leases that nobody uses, since their holder was not told that it was stored.
--- Answers those that there were.
+-- Makes ready again what was stored under leases that nobody uses, since their holder was not told in time that it was
+-- stored. Answers those that there were. A lease that a claim took later is another one.
 CREATE FUNCTION webhook_release(p_queue_ids uuid[], p_worker_ids text[]) RETURNS SETOF uuid
 LANGUAGE sql
 SET enable_seqscan = off
@@ -95,6 +95,7 @@ AS $$
   SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now()
   FROM unnest(p_queue_ids, p_worker_ids) AS r (queue_id, worker_id)
   WHERE q.queue_id = r.queue_id AND q.worker_id = r.worker_id AND q.status = 'processing'
+    AND q.locked_at = q.created_at AND q.retry_count = 0
   RETURNING q.queue_id
 $$;
 COMMENT ON FUNCTION webhook_release IS 'Makes ready again what was stored under leases that nobody uses.';

@@ -18,7 +18,8 @@ const BATCH_KIB_MAX: usize = 1024;
 /// Processes many items in one transaction.
 #[async_trait]
 pub trait ProcessBatch<T, R>: Send + Sync + 'static {
-    /// Answers for each item, in order, after the commit. An error means that nothing was done for any.
+    /// Answers for each item, in order, after the commit. An error means that nothing was done for any, or, where the store
+    /// did not answer, that nobody knows.
     async fn process(&self, items: &[T]) -> Result<Vec<R>, StoreError>;
 }
 
@@ -123,7 +124,8 @@ async fn process_all<T: Send + Sync, R: Send>(
         let mut kib = first.room.num_permits();
         entries.push(first);
         let until = Instant::now() + linger.time_max;
-        while entries.len() < linger.enough
+        while entries.len() < linger.enough.min(items_max)
+            && kib < BATCH_KIB_MAX
             && entries.last().is_some_and(|entry| !entry.urgent)
             && let Ok(Some(entry)) = timeout_at(until, arriving.recv()).await
         {
@@ -230,13 +232,28 @@ mod tests {
     #[tokio::test]
     async fn few_items_linger_until_there_are_enough_or_one_is_urgent() {
         let (recorder, processed, _) = recorder(100);
-        let forever = Duration::from_hours(1);
-        let batcher = Batcher::start_lingering(recorder, 100, 100, Linger { enough: 3, time_max: forever });
-        futures_util::future::join_all([1, 2, 3].map(|item| batcher.process_unhurried(item, 1))).await;
-        let (_, urgent) = tokio::join!(batcher.process_unhurried(4, 1), batcher.process_when_room(5, 1));
-        assert_eq!(urgent.unwrap(), 10);
-        batcher.process_when_room(6, 1).await.unwrap();
-        assert_eq!(*processed.lock().unwrap(), [vec![1, 2, 3], vec![4, 5], vec![6]]);
+        let linger = Linger { enough: 3, time_max: Duration::from_hours(1) };
+        let batcher = Batcher::start_lingering(recorder, 100, 100, linger);
+        let urgent = async |first: u32| {
+            for_a_while().await;
+            assert!(!processed.lock().unwrap().iter().flatten().any(|item| *item == first), "it waits");
+            batcher.process_when_room(first + 1, 1).await.unwrap();
+        };
+        let _ = tokio::join!(batcher.process_unhurried(1, 1), urgent(1));
+        let enough = async {
+            for_a_while().await;
+            assert_eq!(processed.lock().unwrap().len(), 1, "they wait");
+            batcher.process_unhurried(5, 1).await
+        };
+        let _ = tokio::join!(batcher.process_unhurried(3, 1), batcher.process_unhurried(4, 1), enough);
+        assert_eq!(*processed.lock().unwrap(), [vec![1, 2], vec![3, 4, 5]]);
+    }
+
+    /// Long enough for everything that can be done to be done, on the one thread of a test.
+    async fn for_a_while() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

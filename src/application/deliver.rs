@@ -10,6 +10,7 @@ use super::batching::{BatchError, Batcher, Linger, ProcessBatch};
 use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, Sender, Settled, StoreError};
+use super::shares::Shares;
 use super::wakeup::Wakeup;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery};
@@ -20,7 +21,7 @@ use crate::domain::retry::{DeadLetterReason, RetryPolicy, Verdict};
 const BATCH_MAX: usize = 500;
 /// Far more than the leases of one process can fill: workers hold theirs until they are settled.
 const BUFFER_KIB_MAX: usize = 1024 * 1024;
-/// Fewer outcomes than this part of all leases wait a little for more: nobody waits for them but who needs the lease.
+/// Fewer outcomes than this part of all leases wait a little for more, where nothing waits for their leases.
 const LINGER_PART: usize = 32;
 /// For how long.
 const LINGER_MAX: Duration = Duration::from_millis(5);
@@ -36,22 +37,23 @@ pub struct Deliver {
     sender: Arc<dyn Sender>,
     outcomes: Batcher<FinishedAttempt, Settled>,
     circuits: Circuits,
+    shares: Arc<Shares>,
 }
 
 impl Deliver {
-    /// Starts the writer of outcomes behind it, for workers that hold at most so many leases.
+    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `shares`.
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
         circuits: Circuits,
         sender: Arc<dyn Sender>,
         wakeup: Arc<Wakeup>,
-        leases_max: usize,
+        shares: Arc<Shares>,
     ) -> Self {
-        let linger = Linger { enough: leases_max / LINGER_PART, time_max: LINGER_MAX };
+        let linger = Linger { enough: shares.leases_max() / LINGER_PART, time_max: LINGER_MAX };
         let settle = SettleUntilWritten { queue, wakeup };
         let outcomes = Batcher::start_lingering(settle, BATCH_MAX, BUFFER_KIB_MAX, linger);
-        Self { directory, sender, outcomes, circuits }
+        Self { directory, sender, outcomes, circuits, shares }
     }
 
     /// Makes one attempt and returns once its outcome is written, or the lease is lost.
@@ -74,15 +76,14 @@ impl Deliver {
             warn!(queue_id = %delivery.queue_id, "a delivery is not attempted: its lease may end too soon");
             return;
         }
-        let (probe, in_flight_limited) = (delivery.probe, delivery.in_flight_limited);
+        let probe = delivery.probe;
         let finished = self.send_and_judge(delivery, &endpoint).await;
         report(&finished);
         // before it is written: once it is, the delivery may be attempted again
         self.circuits.note(&endpoint, &finished, probe).await;
         let bytes = finished.outcome.body().map_or(0, str::len) + 256;
         let (queue_id, config_id, number) = (finished.queue_id, finished.config_id, finished.number);
-        let settled = if in_flight_limited {
-            // the next delivery of the endpoint waits for it
+        let settled = if self.shares.is_wanted(config_id) {
             self.outcomes.process_when_room(finished, bytes).await
         } else {
             self.outcomes.process_unhurried(finished, bytes).await

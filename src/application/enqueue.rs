@@ -27,6 +27,8 @@ const BUFFER_KIB_MAX: usize = 6 * 1024;
 /// The most memory, in text, that the events of bulk callers may take which are on their way. It is less than the buffer,
 /// so that they never fill it, and enough for one batch that is being stored and the next.
 const BULK_KIB_MAX: u32 = 2 * 1024;
+/// How long storing a delivery may take if it is to be attempted under the lease that it was stored under.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(2);
 /// An endpoint that changes as often as this during one enqueue is not waited for.
 const LOOKS_MAX: usize = 4;
 
@@ -171,7 +173,7 @@ struct StoreAndWake {
 }
 
 impl StoreAndWake {
-    /// The store did not answer, so these may be stored under their leases, now or later, and nobody would attempt them.
+    /// The store did not answer in time, so these may be stored under their leases, now or later, and nobody attempts them.
     fn release_if_stored(&self, deliveries: &[Incoming<'_>]) {
         let leases: Vec<(QueueId, WorkerId)> = deliveries
             .iter()
@@ -201,7 +203,9 @@ impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
         let stored = self.queue.enqueue(&incoming).await;
         let unavailable = matches!(stored, Err(StoreError::Unavailable(_)));
         self.answered.store(!unavailable, Ordering::Relaxed);
-        if unavailable {
+        // a lease that was granted long ago may end before an attempt does
+        let too_late = begun.elapsed() > ATTEMPT_WITHIN;
+        if unavailable || too_late {
             self.release_if_stored(&incoming);
         }
         let stored = stored?;
@@ -209,7 +213,7 @@ impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
         let (mut leased, mut waiting, mut duplicates) = (0, 0, 0);
         for ((delivery, reserved), stored) in deliveries.iter().zip(reserved).zip(&stored) {
             match (stored, reserved) {
-                (Stored::New { locked_at: Some(locked_at) }, Some(reservation)) => {
+                (Stored::New { locked_at: Some(locked_at) }, Some(reservation)) if !too_late => {
                     reservation.attempt(delivery, *locked_at, begun);
                     leased += 1;
                 }

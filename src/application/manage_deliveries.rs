@@ -163,6 +163,6 @@ fn replay_of(old: &Delivery, endpoint: &Endpoint) -> Result<NewDelivery, Deliver
         correlation_id: old.correlation_id.clone(),
         traceparent: old.traceparent.clone(),
         replay_of: Some(old.queue_id),
-        due_at_once: endpoint.has_no_limits(),
+        due_at_once: endpoint.is_unhindered(),
     })
 }

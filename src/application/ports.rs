@@ -32,8 +32,8 @@ pub enum StoreError {
 pub struct Incoming<'a> {
     /// As it is to be stored.
     pub delivery: &'a NewDelivery,
-    /// Who would like to hold a lease on it from the beginning, and for how long. It is granted where a claim would grant
-    /// it, unless the endpoint has limits.
+    /// Who would like to hold a lease on it from the beginning, and for how long. It is granted where the delivery is due,
+    /// and its endpoint is enabled, without limits, and has a closed circuit.
     pub lease: Option<(&'a WorkerId, Duration)>,
 }
 

@@ -8,11 +8,11 @@ use chrono::{DateTime, Utc};
 use tracing::{debug, warn};
 
 use super::ports::{DeliveryQueue, StoreError};
+use super::shares::Share;
 use super::slots::Slot;
 use super::wakeup::Wakeup;
 use super::worker_pool::WorkerPool;
 use crate::domain::delivery::{Lease, NewDelivery, QueueId, WorkerId};
-use crate::domain::endpoint::EndpointId;
 
 /// The shortest and the longest time between two looks for deliveries that may have been stored after all.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -20,48 +20,39 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 /// A worker's slot, and a share of what the delivery's endpoint may hold. Both are free again once this is dropped.
 pub struct Reservation {
     workers: Arc<WorkerPool>,
-    endpoint: EndpointId,
-    /// `None` once an attempt has it.
-    slot: Option<Slot>,
+    slot: Slot,
+    share: Share,
 }
 
 impl Reservation {
     /// Keeps a slot for a delivery, unless others may wait that should go first, or its endpoint has no room.
     pub fn of(workers: &Arc<WorkerPool>, delivery: &NewDelivery) -> Option<Self> {
-        let endpoint = delivery.config_id;
-        if !delivery.due_at_once || !workers.shares.take_for_new(endpoint) {
+        if !delivery.due_at_once {
             return None;
         }
+        let share = workers.shares.take_for_new(delivery.config_id)?;
         let slot = workers.slots.try_take();
         if slot.is_none() {
-            workers.shares.hold_back(endpoint);
+            workers.shares.hold_back(delivery.config_id);
         }
-        Some(Self { workers: workers.clone(), endpoint, slot: Some(slot?) })
+        Some(Self { workers: workers.clone(), slot: slot?, share })
     }
 
     /// The lease that the delivery should be stored under: whose, and for how long.
     pub fn lease(&self) -> (&WorkerId, Duration) {
-        (self.slot.as_ref().expect("no attempt has it yet").worker(), self.workers.lease())
+        (self.slot.worker(), self.workers.lease())
     }
 
     /// Attempts the delivery, which was stored under a lease from `locked_at` on by an enqueue that began at `begun`.
-    pub fn attempt(mut self, delivery: &NewDelivery, locked_at: DateTime<Utc>, begun: Instant) {
-        let slot = self.slot.take().expect("no attempt has it yet");
+    pub fn attempt(self, delivery: &NewDelivery, locked_at: DateTime<Utc>, begun: Instant) {
+        let Self { workers, slot, share } = self;
         let lease = Lease { worker_id: slot.worker().clone(), locked_at };
-        tokio::spawn(self.workers.clone().attempt(delivery.leased(lease, begun), false, slot));
+        tokio::spawn(workers.attempt(delivery.leased(lease, begun), false, slot, share));
     }
 }
 
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if self.slot.is_some() {
-            self.workers.shares.give_back_unused(self.endpoint);
-        }
-    }
-}
-
-/// Makes ready what may have been stored under these leases although the store did not say so. Looks until it has found
-/// all, or the leases would have expired; what it does not live to find waits for that.
+/// Makes ready what may have been stored under these leases although the store did not say so in time. Looks until it has
+/// found all, or the leases would have expired; what it does not live to find waits for that.
 pub async fn release_unconfirmed(
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,
@@ -78,7 +69,7 @@ pub async fn release_unconfirmed(
             Ok(released) => {
                 warn!(
                     deliveries = released.len(),
-                    "deliveries were stored although the database did not answer; they are made ready"
+                    "deliveries were stored although the database did not answer in time; they are made ready"
                 );
                 leases.retain(|(queue_id, _)| !released.contains(queue_id));
                 wakeup.announce();

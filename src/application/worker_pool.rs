@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use rand::RngExt as _;
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::deliver::Deliver;
 use super::floors::KnownFloors;
 use super::ports::{Claim, DeliveryQueue, StoreError};
-use super::shares::{Rooms, Shares};
+use super::shares::{Rooms, Share, Shares};
 use super::slots::{Slot, Slots};
 use super::wakeup::Wakeup;
 use crate::domain::delivery::{LeasedDelivery, QueueId, WorkerId};
@@ -65,7 +66,7 @@ pub struct WorkerPool {
     settings: WorkerSettings,
     ids: Vec<WorkerId>,
     pub(super) slots: Arc<Slots>,
-    pub(super) shares: Shares,
+    pub(super) shares: Arc<Shares>,
 }
 
 impl WorkerPool {
@@ -74,10 +75,10 @@ impl WorkerPool {
         queue: Arc<dyn DeliveryQueue>,
         deliver: Deliver,
         wakeup: Arc<Wakeup>,
+        shares: Arc<Shares>,
         settings: WorkerSettings,
         ids: Vec<WorkerId>,
     ) -> Self {
-        let shares = Shares::new(settings.leases_max());
         let slots = Slots::new(&ids, settings.batch_size);
         Self { queue, deliver, wakeup, settings, ids, slots, shares }
     }
@@ -120,14 +121,15 @@ impl WorkerPool {
                 Ok(deliveries) => {
                     backoff = Duration::ZERO;
                     more_waits = deliveries.len() == free.len();
-                    cursor = deliveries.last().map_or(cursor, |last| Some(last.config_id));
-                    let pacemakers = pacemakers(&deliveries);
-                    for (delivery, slot) in deliveries.into_iter().zip(free) {
+                    cursor = deliveries.last().map_or(cursor, |(last, _)| Some(last.config_id));
+                    let pacemakers = pacemakers(deliveries.iter().map(|(delivery, _)| delivery));
+                    for ((delivery, share), slot) in deliveries.into_iter().zip(free) {
                         let is_pacemaker = pacemakers.contains(&delivery.queue_id);
-                        tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot));
+                        tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot, share));
                     }
                 }
                 Err(cause) => {
+                    drop(free);
                     backoff = (backoff * 2).clamp(Duration::from_millis(100), BACKOFF_MAX);
                     let cause = anyhow::Error::new(cause);
                     warn!(error = format!("{cause:#}"), retry_in_ms = backoff.as_millis(), "cannot claim");
@@ -151,7 +153,7 @@ impl WorkerPool {
         slots: &[Slot],
         after: Option<EndpointId>,
         floors: &mut KnownFloors,
-    ) -> Result<Vec<LeasedDelivery>, StoreError> {
+    ) -> Result<Vec<(LeasedDelivery, Share)>, StoreError> {
         let mut claimed = Vec::new();
         loop {
             let free = &slots[claimed.len()..];
@@ -165,16 +167,16 @@ impl WorkerPool {
             };
             let deliveries = match self.queue.claim(&claim).await {
                 Ok(deliveries) => deliveries,
-                Err(cause) if claimed.is_empty() => return Err(cause),
-                // what is claimed must be attempted; the next claim tells if the store is still away
-                Err(_) => return Ok(claimed),
+                Err(cause) => {
+                    self.shares.claim_failed();
+                    // what is claimed must be attempted; the next claim tells if the store is still away
+                    return if claimed.is_empty() { Err(cause) } else { Ok(claimed) };
+                }
             };
-            let endpoints = deliveries.iter().map(|d| (d.config_id, d.in_flight_limited));
-            self.shares.take(&claim.rooms, endpoints);
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
             let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
-            claimed.extend(deliveries);
+            claimed.extend(self.shares.take(&claim.rooms, deliveries));
             if !again {
                 return Ok(claimed);
             }
@@ -182,8 +184,14 @@ impl WorkerPool {
     }
 
     /// One attempt. A panic in it is told here and healed by the lease.
-    pub(super) async fn attempt(self: Arc<Self>, delivery: LeasedDelivery, is_pacemaker: bool, _slot: Slot) {
-        let (queue_id, config_id, claimed_at) = (delivery.queue_id, delivery.config_id, delivery.claimed_at);
+    pub(super) async fn attempt(
+        self: Arc<Self>,
+        delivery: LeasedDelivery,
+        is_pacemaker: bool,
+        slot: Slot,
+        share: Share,
+    ) {
+        let (queue_id, claimed_at) = (delivery.queue_id, delivery.claimed_at);
         if let Some(starts_in) = delivery.starts_in {
             sleep_until((delivery.claimed_at + starts_in).into()).await;
             if is_pacemaker {
@@ -193,9 +201,9 @@ impl WorkerPool {
         if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
             error!(%queue_id, "an attempt panicked; it is repeated when the lease ends");
         }
-        if self.shares.give_back(config_id, claimed_at.elapsed()) {
-            self.wakeup.wake_claimer();
-        }
+        // the slot first: whoever the share wakes finds it free
+        drop(slot);
+        share.ended_after(claimed_at.elapsed());
     }
 
     async fn promote_what_is_due(self: Arc<Self>, stop: CancellationToken) {
@@ -239,9 +247,7 @@ impl WorkerPool {
             };
             match self.queue.claim(&claim).await {
                 Ok(lost) if !lost.is_empty() => {
-                    for delivery in lost {
-                        self.deliver.attempt(delivery).await;
-                    }
+                    join_all(lost.into_iter().map(|delivery| self.deliver.attempt(delivery))).await;
                     continue;
                 }
                 Ok(_) => {}
@@ -259,7 +265,7 @@ impl WorkerPool {
 
 /// Those that have more claimed when they begin, where an endpoint's rate is limited: the one in the middle of what it has
 /// granted, so that the next grant comes in time, and the last, lest that one found another claim there.
-fn pacemakers(deliveries: &[LeasedDelivery]) -> HashSet<QueueId> {
+fn pacemakers<'a>(deliveries: impl Iterator<Item = &'a LeasedDelivery>) -> HashSet<QueueId> {
     let mut starts: HashMap<EndpointId, Vec<(Duration, QueueId)>> = HashMap::new();
     for delivery in deliveries {
         if let Some(starts_in) = delivery.starts_in {

@@ -193,7 +193,7 @@ impl NewDelivery {
             correlation_id: event.correlation_id().map(str::to_owned),
             traceparent: event.traceparent().map(str::to_owned),
             replay_of: None,
-            due_at_once: event.scheduled_at().is_none() && endpoint.has_no_limits(),
+            due_at_once: event.scheduled_at().is_none() && endpoint.is_unhindered(),
         })
     }
 

@@ -364,7 +364,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// Whether it is enabled and has no limits, so that nothing but its circuit may make a delivery wait.
-    pub fn has_no_limits(&self) -> bool {
+    pub fn is_unhindered(&self) -> bool {
         let EndpointSettings { enabled, max_in_flight, rate_limit_per_second, .. } = &self.settings;
         *enabled && max_in_flight.is_none() && rate_limit_per_second.is_none()
     }

@@ -25,6 +25,7 @@ use crate::application::directory::EndpointDirectory;
 use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
+use crate::application::shares::Shares;
 use crate::application::upkeep;
 use crate::application::wakeup::Wakeup;
 use crate::application::worker_pool::WorkerPool;
@@ -205,16 +206,17 @@ fn worker_pool(
         addresses: AddressPolicy::new(settings.egress_allow.clone()),
     })?;
     let circuits = Circuits::new(store.clone(), wakeup.clone());
+    let shares = Shares::new(settings.workers.leases_max(), wakeup.clone());
     let deliver = Deliver::start(
         directory.clone(),
         store.clone(),
         circuits,
         Arc::new(sender),
         wakeup.clone(),
-        settings.workers.leases_max(),
+        shares.clone(),
     );
     let ids = worker_ids(settings.workers.count);
-    Ok(WorkerPool::new(store, deliver, wakeup.clone(), settings.workers.clone(), ids))
+    Ok(WorkerPool::new(store, deliver, wakeup.clone(), shares, settings.workers.clone(), ids))
 }
 
 /// Lets this process have as many files open as the system allows it: each connection is one, and a common limit is 1,024.

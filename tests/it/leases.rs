@@ -112,6 +112,27 @@ async fn a_lease_at_enqueue_is_granted_only_where_nothing_can_hold_the_delivery_
 }
 
 #[tokio::test]
+async fn a_slot_that_was_kept_for_a_duplicate_is_free_again() {
+    let receiver = TestReceiver::start().await;
+    let one_slot = [("WORKER_COUNT", "1"), ("WORKER_BATCH_SIZE", "1")];
+    let service = TestService::start_with(Role::Serve, TestDatabase::new().await, &one_slot).await;
+    let config = service.api.register(&receiver.url, json!({})).await;
+    let event = json!({"event_type": "+credit", "config_id": config, "event_id": "same"});
+    let first = service.api.post("/webhooks", event.clone()).await.json();
+    service.api.delivery_in(first["queue_id"].as_str().unwrap(), "completed").await;
+    for _ in 0..3 {
+        assert_eq!(service.api.post("/webhooks", event.clone()).await.status, 200);
+    }
+    receiver.reply_always(Reply::status(200).after(Duration::from_mins(1)));
+
+    service.api.credit(config).await;
+
+    let leased: Option<bool> =
+        service.database.scalar("select locked_at = created_at from webhook_queue_open").await;
+    assert_eq!(leased, Some(true), "it was leased as it was stored");
+}
+
+#[tokio::test]
 async fn what_was_stored_under_a_lease_that_nobody_was_told_of_is_made_ready() {
     let receiver = TestReceiver::start().await;
     let settings = [("WORKER_POLL_INTERVAL", "100ms")];

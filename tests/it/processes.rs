@@ -65,9 +65,9 @@ async fn what_a_killed_process_held_is_attempted_again_and_nothing_else_is_distu
         quick
     };
     let api = Process::start(quick(&["api"]));
-    let doomed = Process::start(quick(&["worker"]));
+    let doomed = Process::start(quick(&["serve"]));
     let config = api.api().register(&receiver.url, json!({"max_retries": 3})).await;
-    let held = api.api().credit(config).await;
+    let held = doomed.api().credit(config).await;
     eventually("the request arrives", async || (receiver.count() == 1).then_some(())).await;
 
     doomed.signal("KILL");

@@ -16,7 +16,7 @@ use crate::application::circuits::Circuits;
 use crate::application::deliver::Deliver;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{Claim, DeliveryQueue as _, Sender};
-use crate::application::shares::Rooms;
+use crate::application::shares::{Rooms, Shares};
 use crate::application::wakeup::Wakeup;
 use crate::application::worker_pool::WorkerPool;
 use crate::domain::address::AddressPolicy;
@@ -236,10 +236,10 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let wakeup = Arc::new(Wakeup::default());
     let directory = Arc::new(EndpointDirectory::start(queue.clone()));
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
-    let leases_max = rig.settings.workers.leases_max();
-    let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), leases_max);
+    let shares = Shares::new(rig.settings.workers.leases_max(), wakeup.clone());
+    let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), shares.clone());
     let ids = (1..=rig.settings.workers.count).map(|number| WorkerId::new("bench", 0, 0, number)).collect();
-    let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, rig.settings.workers.clone(), ids));
+    let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, shares, rig.settings.workers.clone(), ids));
     let begun = Instant::now();
     // ends once the last attempt is settled
     pool.run(stop).await;

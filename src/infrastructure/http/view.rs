@@ -71,7 +71,7 @@ impl EventBody {
 pub struct ReceiptView {
     /// Names the delivery.
     queue_id: Uuid,
-    /// `pending`; for a duplicate, what has become of the delivery since.
+    /// `pending`, even where it is being attempted already; for a duplicate, what has become of the delivery since.
     #[schema(example = "pending")]
     status: &'static str,
     /// Whether the same event was accepted before, as this delivery.
