@@ -1,11 +1,12 @@
 -- A delivery may be stored under a lease, by a process that can attempt it at once: that saves the claim. Nothing else
 -- changes for it: if that process is lost, the lease expires, and the loss is recorded like any other.
 
--- As the function of this name with two parameters less, which processes of an older version use. p_worker_ids and
+-- Stores deliveries and remembers the events that callers named, and replays, in one transaction. p_worker_ids and
 -- p_leases_us tell who would like to hold which lease, NULL where nobody would; it is granted where the endpoint is enabled,
--- its circuit closed, and nothing of it limited: limits and probes are left to the claims. Answers the entries that were stored under a lease, with the time from which on it
--- is held, and those that were not stored: with the delivery that the same event made before, or with NULL where the
--- endpoint has changed or gone since the caller looked.
+-- its circuit closed, and nothing of it limited: limits and probes are left to the claims. Answers the entries that were
+-- stored under a lease, with the time from which on it is held, and those that were not stored: with the delivery that the
+-- same event made before, or with NULL where the endpoint has changed or gone since the caller looked
+-- (p_config_revisions), who then looks again. Arrays are sorted by the caller by the event's key.
 CREATE FUNCTION webhook_enqueue(
   p_queue_ids uuid[], p_event_types text[], p_event_ids text[], p_named boolean[], p_config_ids bigint[],
   p_config_revisions timestamptz[], p_urls text[], p_params text[], p_priorities smallint[], p_max_retries smallint[],
@@ -80,6 +81,20 @@ END $$;
 COMMENT ON FUNCTION webhook_enqueue(uuid[], text[], text[], boolean[], bigint[], timestamptz[], text[], text[], smallint[],
     smallint[], timestamptz[], text[], text[], uuid[], text[], bigint[])
   IS 'Stores deliveries, each event once an endpoint, under a lease where one is wanted and can be had; answers those that are leased, and those that it did not store.';
+
+-- For processes of the version before: the same, without leases.
+CREATE OR REPLACE FUNCTION webhook_enqueue(
+  p_queue_ids uuid[], p_event_types text[], p_event_ids text[], p_named boolean[], p_config_ids bigint[],
+  p_config_revisions timestamptz[], p_urls text[], p_params text[], p_priorities smallint[], p_max_retries smallint[],
+  p_scheduled_ats timestamptz[], p_correlation_ids text[], p_traceparents text[], p_replays uuid[])
+RETURNS TABLE (queue_id uuid, first_queue_id uuid)
+LANGUAGE sql
+AS $$
+  SELECT e.queue_id, e.first_queue_id
+  FROM webhook_enqueue(p_queue_ids, p_event_types, p_event_ids, p_named, p_config_ids, p_config_revisions, p_urls,
+                       p_params, p_priorities, p_max_retries, p_scheduled_ats, p_correlation_ids, p_traceparents,
+                       p_replays, NULL, NULL) AS e
+$$;
 
 -- Makes ready again what was stored under leases that nobody uses, since their holder was not told in time that it was
 -- stored. Answers those that there were. A lease that a claim took later is another one.

@@ -121,22 +121,18 @@ async fn process_all<T: Send + Sync, R: Send>(
 ) {
     let mut entries = Vec::with_capacity(items_max);
     while let Some(first) = arriving.recv().await {
-        let mut kib = first.room.num_permits();
+        let (mut kib, mut urgent) = (first.room.num_permits(), first.urgent);
         entries.push(first);
         let until = Instant::now() + linger.time_max;
-        while entries.len() < linger.enough.min(items_max)
-            && kib < BATCH_KIB_MAX
-            && entries.last().is_some_and(|entry| !entry.urgent)
-            && let Ok(Some(entry)) = timeout_at(until, arriving.recv()).await
-        {
+        while entries.len() < items_max && kib < BATCH_KIB_MAX {
+            let next = if entries.len() < linger.enough && !urgent {
+                timeout_at(until, arriving.recv()).await.ok().flatten()
+            } else {
+                arriving.try_recv().ok()
+            };
+            let Some(entry) = next else { break };
             kib += entry.room.num_permits();
-            entries.push(entry);
-        }
-        while entries.len() < items_max
-            && kib < BATCH_KIB_MAX
-            && let Ok(entry) = arriving.try_recv()
-        {
-            kib += entry.room.num_permits();
+            urgent |= entry.urgent;
             entries.push(entry);
         }
         // whoever has stopped waiting was told that nothing was done, or is gone

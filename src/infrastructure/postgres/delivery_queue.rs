@@ -152,13 +152,7 @@ async fn insert(
 ) -> sqlx::Result<HashMap<Uuid, Stored>> {
     macro_rules! column {
         (|$delivery:ident| $value:expr) => {
-            deliveries
-                .iter()
-                .map(|incoming| {
-                    let $delivery = incoming.delivery;
-                    $value
-                })
-                .collect::<Vec<_>>()
+            deliveries.iter().map(|incoming| incoming.delivery).map(|$delivery| $value).collect::<Vec<_>>()
         };
     }
     let (workers, leases): (Vec<Option<&str>>, Vec<Option<i64>>) = deliveries
