@@ -1,13 +1,14 @@
 //! One batching rule for what goes to the store: what has arrived while the last batch was under way is the next one.
 //!
-//! Idle, a single item is processed at once; under load, hundreds share one transaction. There is no timer, but where
-//! nobody waits for the items: there, few of them may [`Linger`].
+//! Idle, a single item is processed at once; under load, hundreds share one transaction. Where that costs little, items
+//! may [`Linger`] for more.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use super::ports::StoreError;
@@ -37,13 +38,19 @@ pub enum BatchError {
     Stopped,
 }
 
-/// How long few items wait for more. A statement costs much before its first row, and what it costs is missing elsewhere.
+/// How items wait for more. A statement costs much before its first row, and what it costs is missing elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub struct Linger {
-    /// As many need not wait.
+    /// How many times whatever else can run goes first: what it brings joins the batch, and if nothing can, no time is lost.
+    pub turns: usize,
+    /// As many as this, or more, wait no longer.
     pub enough: usize,
-    /// The longest wait.
+    /// The longest wait of fewer.
     pub time_max: Duration,
+}
+
+impl Linger {
+    const NONE: Self = Self { turns: 0, enough: 1, time_max: Duration::ZERO };
 }
 
 /// Takes items in and has them processed in batches, one batch at a time.
@@ -64,7 +71,7 @@ struct Entry<T, R> {
 impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
     /// Starts to process. That ends when the batcher is dropped and everything is done.
     pub fn start(processor: impl ProcessBatch<T, R>, items_max: usize, kib_max: usize) -> Self {
-        Self::start_lingering(processor, items_max, kib_max, Linger { enough: 1, time_max: Duration::ZERO })
+        Self::start_lingering(processor, items_max, kib_max, Linger::NONE)
     }
 
     /// As [`Batcher::start`], but few items wait for more.
@@ -123,6 +130,9 @@ async fn process_all<T: Send + Sync, R: Send>(
     while let Some(first) = arriving.recv().await {
         let (mut kib, mut urgent) = (first.room.num_permits(), first.urgent);
         entries.push(first);
+        for _ in 0..linger.turns {
+            yield_now().await;
+        }
         let until = Instant::now() + linger.time_max;
         while entries.len() < items_max && kib < BATCH_KIB_MAX {
             let next = if entries.len() < linger.enough && !urgent {
@@ -228,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn few_items_linger_until_there_are_enough_or_one_is_urgent() {
         let (recorder, processed, _) = recorder(100);
-        let linger = Linger { enough: 3, time_max: Duration::from_hours(1) };
+        let linger = Linger { turns: 0, enough: 3, time_max: Duration::from_hours(1) };
         let batcher = Batcher::start_lingering(recorder, 100, 100, linger);
         let urgent = async |first: u32| {
             for_a_while().await;
@@ -248,14 +258,27 @@ mod tests {
     /// Long enough for everything that can be done to be done, on the one thread of a test.
     async fn for_a_while() {
         for _ in 0..100 {
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_other_tasks_are_about_to_bring_joins_the_batch() {
+        let (recorder, processed, _) = recorder(100);
+        let linger = Linger { turns: 3, ..Linger::NONE };
+        let batcher = Batcher::start_lingering(recorder, 100, 100, linger);
+        let a_turn_later = async {
+            yield_now().await;
+            batcher.process(2, 1).await
+        };
+        let _ = tokio::join!(batcher.process(1, 1), a_turn_later);
+        assert_eq!(*processed.lock().unwrap(), [vec![1, 2]]);
     }
 
     #[tokio::test]
     async fn a_lone_item_does_not_linger_for_ever() {
         let (recorder, _, _) = recorder(100);
-        let linger = Linger { enough: 3, time_max: Duration::from_millis(1) };
+        let linger = Linger { turns: 0, enough: 3, time_max: Duration::from_millis(1) };
         let batcher = Batcher::start_lingering(recorder, 100, 100, linger);
         assert_eq!(batcher.process_unhurried(1, 1).await.unwrap(), 2);
     }
@@ -279,7 +302,7 @@ mod tests {
             async move { batcher.process(1, 2048).await }
         });
         while batcher.room.available_permits() > 0 {
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
         assert!(matches!(batcher.process(2, 1).await, Err(BatchError::Full)));
         gate.add_permits(10);

@@ -21,6 +21,9 @@ use crate::domain::retry::{DeadLetterReason, RetryPolicy, Verdict};
 const BATCH_MAX: usize = 500;
 /// Far more than the leases of one process can fill: workers hold theirs until they are settled.
 const BUFFER_KIB_MAX: usize = 1024 * 1024;
+/// An answer that has reached this machine is with its connection's task, then with the attempt's, before its outcome is
+/// written.
+const LINGER_TURNS: usize = 3;
 /// Fewer outcomes than this part of all leases wait a little for more, where nothing waits for their leases.
 const LINGER_PART: usize = 32;
 /// For how long.
@@ -50,7 +53,8 @@ impl Deliver {
         wakeup: Arc<Wakeup>,
         shares: Arc<Shares>,
     ) -> Self {
-        let linger = Linger { enough: shares.leases_max() / LINGER_PART, time_max: LINGER_MAX };
+        let enough = shares.leases_max() / LINGER_PART;
+        let linger = Linger { turns: LINGER_TURNS, enough, time_max: LINGER_MAX };
         let settle = SettleUntilWritten { queue, wakeup };
         let outcomes = Batcher::start_lingering(settle, BATCH_MAX, BUFFER_KIB_MAX, linger);
         Self { directory, sender, outcomes, circuits, shares }

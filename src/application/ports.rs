@@ -291,8 +291,9 @@ pub trait Upkeep: Send + Sync {
     /// Forgets failed probes that ended longer than `retention` ago. Answers how many.
     async fn forget_probes(&self, retention: Duration) -> Result<u64, StoreError>;
 
-    /// Counts what was settled since the last time, unless another process does. Answers how many deliveries.
-    async fn count_statistics(&self) -> Result<u64, StoreError>;
+    /// Counts what was settled since the last time, unless another process does, or has counted what was settled within
+    /// `recent`. Answers how many deliveries.
+    async fn count_statistics(&self, recent: Duration) -> Result<u64, StoreError>;
 
     /// Merges old statistics into longer periods.
     async fn coarsen_statistics(&self) -> Result<u64, StoreError>;

@@ -11,6 +11,8 @@ use super::ports::{StoreError, Upkeep};
 
 /// How often terminal deliveries are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
+/// How far behind counts may be before a process makes one.
+const COUNT_LAG: Duration = Duration::from_secs(1);
 /// How often open deliveries of deleted endpoints are looked for.
 const ORPHANS_EVERY: Duration = Duration::from_secs(10);
 /// How often archives are made ahead, indexed and dropped.
@@ -69,7 +71,7 @@ async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
 }
 
 async fn count(upkeep: &dyn Upkeep) {
-    match upkeep.count_statistics().await {
+    match upkeep.count_statistics(COUNT_LAG).await {
         Ok(0) => {}
         Ok(count) => debug!(count, "terminal deliveries counted"),
         Err(cause) => tell("counting terminal deliveries", cause),

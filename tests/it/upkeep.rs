@@ -67,16 +67,20 @@ async fn archive_days(database: &TestDatabase) -> Vec<i32> {
         .await
 }
 
-/// Counts everything that has ended. What other databases of the server write at the same time holds a count back, so
-/// it waits for the end of that first.
+/// Counts everything that has ended.
 async fn count_all(database: &TestDatabase) -> u64 {
+    wait_for_older_transactions(database).await;
+    repositories(database).count_statistics(Duration::ZERO).await.unwrap()
+}
+
+/// What other databases of the server write at the same time holds counts back.
+async fn wait_for_older_transactions(database: &TestDatabase) {
     eventually("no older transaction is under way", async || {
         let free: bool = database.scalar(
             "select max(settled_in) < pg_snapshot_xmin(pg_current_snapshot())::text::bigint from webhook_queue",
         ).await;
         free.then_some(())
     }).await;
-    repositories(database).count_statistics().await.unwrap()
 }
 
 #[tokio::test]
@@ -226,11 +230,11 @@ async fn a_count_reads_only_what_is_new() {
           execute (select format('lock table %I in share update exclusive mode', min(archive)) from webhook_archives);
         end $$";
     sqlx::raw_sql(lock).execute(&mut *vacuum).await.unwrap();
-    assert_eq!(repositories.count_statistics().await.unwrap(), 5_000);
+    assert_eq!(count_all(&database).await, 5_000);
     vacuum.rollback().await.unwrap();
 
     database.execute(COUNT_ANEW).await;
-    assert_eq!(repositories.count_statistics().await.unwrap(), 5_000);
+    assert_eq!(count_all(&database).await, 5_000);
     let left: i32 = database
         .scalar("select brin_summarize_new_values((min(archive) || '_settled_in')::regclass) from webhook_archives")
         .await;
@@ -504,7 +508,7 @@ async fn statistics_are_exact_at_every_stage_of_counting() {
     check_statistics(&api, &database, "part is counted").await;
 
     assert_eq!(count_all(&database).await, 300);
-    assert_eq!(repositories.count_statistics().await.unwrap(), 0);
+    assert_eq!(repositories.count_statistics(Duration::ZERO).await.unwrap(), 0);
     check_statistics(&api, &database, "counted twice in a row").await;
 
     let rows: i64 = database.scalar("select count(*) from webhook_statistics").await;
@@ -525,7 +529,7 @@ async fn statistics_are_exact_at_every_stage_of_counting() {
          update webhook_queue set settled_in = 9000000000000000 - case when completed_at > now() - interval '1 hour' then 0 else 1000 end
          where completed_at is not null",
     ).await;
-    assert_eq!(repositories.count_statistics().await.unwrap(), 2_400);
+    assert_eq!(repositories.count_statistics(Duration::ZERO).await.unwrap(), 2_400);
     check_statistics(&api, &database, "restored and counted anew").await;
     write_history(&database, 50, 1).await;
     check_statistics(&api, &database, "restored, part is counted").await;
@@ -552,7 +556,7 @@ async fn what_a_transaction_under_way_will_end_is_counted_once_it_commits() {
     let repositories = repositories(&database);
 
     assert_eq!(
-        repositories.count_statistics().await.unwrap(),
+        repositories.count_statistics(Duration::ZERO).await.unwrap(),
         0,
         "a later transaction waits for the slow one"
     );
@@ -562,6 +566,22 @@ async fn what_a_transaction_under_way_will_end_is_counted_once_it_commits() {
     assert_eq!(api.get("/webhooks/stats").await.json()["completed"], 2);
     assert_eq!(count_all(&database).await, 2);
     assert_eq!(api.get("/webhooks/stats").await.json()["completed"], 2);
+}
+
+#[tokio::test]
+async fn what_another_process_has_just_counted_up_to_is_left_for_later() {
+    let database = TestDatabase::new().await;
+    let settle = "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries,
+                    status, ready_since, completed_at, settled_in, retry_0_started_at, retry_0_duration_ms)
+                  values (gen_random_uuid(), '+credit', 'e', 1, 'http://receiver.example/', 2, 6,
+                    'completed', null, now(), pg_current_xact_id()::text::bigint, now(), 5)";
+    database.execute(settle).await;
+    assert_eq!(count_all(&database).await, 1);
+    database.execute(settle).await;
+    wait_for_older_transactions(&database).await;
+
+    assert_eq!(repositories(&database).count_statistics(DAY).await.unwrap(), 0);
+    assert_eq!(repositories(&database).count_statistics(Duration::ZERO).await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ async fn load_archive(store: &Store, count: usize) -> anyhow::Result<()> {
 /// Lets the statistics catch up, as the processes do every other second.
 async fn count_statistics(store: &Store) -> anyhow::Result<()> {
     let database = store.open();
-    database.count_statistics().await?;
+    database.count_statistics(Duration::ZERO).await?;
     database.close().await;
     Ok(())
 }

@@ -101,8 +101,8 @@ impl Upkeep for Database {
         )
     }
 
-    async fn count_statistics(&self) -> Result<u64, StoreError> {
-        let counted = self.count_what_was_settled().await?;
+    async fn count_statistics(&self, recent: Duration) -> Result<u64, StoreError> {
+        let counted = self.count_what_was_settled(recent).await?;
         if counted > 0 {
             within!(self.engine, SCAN_LIMIT, |connection| sqlx::query!(
                 "-- upkeep.summarize_archives
@@ -136,18 +136,22 @@ impl Upkeep for Database {
 }
 
 impl Database {
-    async fn count_what_was_settled(&self) -> Result<u64, StoreError> {
+    async fn count_what_was_settled(&self, mut recent: Duration) -> Result<u64, StoreError> {
         let (mut total, mut step) = (0, COUNT_TRANSACTIONS);
         loop {
             let row = within!(self.engine, REWRITE_LIMIT, |connection| sqlx::query!(
                 r#"-- upkeep.count_statistics
-                select counted as "counted!", caught_up as "caught_up!" from webhook_count_statistics($1)"#,
-                step
+                select counted as "counted!", caught_up as "caught_up!"
+                from webhook_count_statistics($1, $2 * interval '1 second')"#,
+                step,
+                recent.as_secs_f64(),
             )
             .fetch_optional(&mut *connection))?;
-            // no row: another process counts
+            // no row: another process counts, or has done so
             let Some(row) = row else { return Ok(total) };
             total += row.counted.unsigned_abs();
+            // whoever has begun goes on
+            recent = Duration::ZERO;
             if row.caught_up {
                 return Ok(total);
             }
