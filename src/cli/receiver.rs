@@ -16,10 +16,9 @@ use clap::Args;
 use rand::RngExt as _;
 use serde::Serialize;
 use serde_json::json;
-use tokio::net::TcpListener;
 
 use super::output::print_json;
-use crate::infrastructure::http::serve;
+use crate::infrastructure::http::{listen, serve};
 use crate::infrastructure::shutdown::stop_on_signal;
 
 #[derive(Args, Clone)]
@@ -77,7 +76,7 @@ struct Counts {
 pub async fn run(args: ReceiverArgs, json: bool) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
-    let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+    let listener = listen(address).with_context(|| format!("listening on {address}"))?;
     let address = listener.local_addr()?;
     if json {
         println!("{}", json!({"listening": address.to_string()}));

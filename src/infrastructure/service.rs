@@ -238,8 +238,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     raise_open_files_limit();
     // before the database, so that a second process on the same address is told so before it starts anything
-    let listener = TcpListener::bind(settings.listen_addr)
-        .await
+    let listener = http::listen(settings.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: cannot listen on {}", settings.listen_addr))?;
     let ready = ReadyDatabase::prepare(settings, &stop, Patience::Endless).await?;
     let ended = run_on(settings, role, metrics, &ready, listener, stop).await;

@@ -26,7 +26,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 pub use docs::openapi;
-pub use server::serve;
+pub use server::{listen, serve};
 pub use webhooks::parse_window;
 
 use self::error::ApiError;

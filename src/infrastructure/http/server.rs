@@ -1,6 +1,8 @@
 //! The accept loop: bounded in connections, and in the time that a header and an answer may take, which `axum::serve`
 //! is not.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
@@ -18,6 +20,9 @@ use tracing::{debug, warn};
 
 /// The most connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 4_096;
+/// How many may wait, as far as the system lets them (`net.core.somaxconn`). One that finds no room tries again after a
+/// second.
+const WAITING_MAX: u32 = 4_096;
 /// How long a request's header may take to arrive, and a connection may be idle.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a caller may take to read a part of an answer.
@@ -28,6 +33,15 @@ const HEADER_BYTES_MAX: usize = 32 * 1024;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// The wait after accepting has failed: the process is out of file descriptors, say.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Listens where many may call at once.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // as a process that takes over from another finds connections that have just ended
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_MAX)
+}
 
 /// Serves until `stop`, then lets requests under way end.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
@@ -55,7 +69,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
