@@ -21,8 +21,8 @@ use crate::domain::retry::{DeadLetterReason, RetryPolicy, Verdict};
 const BATCH_MAX: usize = 500;
 /// Far more than the leases of one process can fill: workers hold theirs until they are settled.
 const BUFFER_KIB_MAX: usize = 1024 * 1024;
-/// An answer that has reached this machine is with its connection's task, then with the attempt's, before its outcome is
-/// written.
+/// How many times outcomes let all else that can run go first: an answer that has arrived passes through its connection's
+/// task and through the attempt's before it is an outcome, too.
 const LINGER_TURNS: usize = 3;
 /// Fewer outcomes than this part of all leases wait a little for more, where nothing waits for their leases.
 const LINGER_PART: usize = 32;
