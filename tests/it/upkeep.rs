@@ -60,6 +60,12 @@ const DROP_ALL_ARCHIVES: &str = "do $$
 const COUNT_ANEW: &str = "delete from webhook_statistics;
     update webhook_statistics_progress set counted_before = 0, counted_at = '-infinity'";
 
+/// Stores a delivery that ends in the same transaction.
+const SETTLE_ONE: &str = "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries,
+      status, ready_since, completed_at, settled_in, retry_0_started_at, retry_0_duration_ms)
+    values (gen_random_uuid(), '+credit', 'e', 1, 'http://receiver.example/', 2, 6,
+      'completed', null, now(), pg_current_xact_id()::text::bigint, now(), 5)";
+
 /// Days of archives, relative to today.
 async fn archive_days(database: &TestDatabase) -> Vec<i32> {
     database
@@ -546,13 +552,9 @@ async fn what_a_transaction_under_way_will_end_is_counted_once_it_commits() {
         )
         .await;
     let api = api_without_upkeep(&database).await;
-    let settle = "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries,
-                    status, ready_since, completed_at, settled_in, retry_0_started_at, retry_0_duration_ms)
-                  values (gen_random_uuid(), '+credit', 'e', 1, 'http://receiver.example/', 2, 6,
-                    'completed', null, now(), pg_current_xact_id()::text::bigint, now(), 5)";
     let mut slow = database.pool.begin().await.unwrap();
-    sqlx::query(settle).execute(&mut *slow).await.unwrap();
-    database.execute(settle).await;
+    sqlx::query(SETTLE_ONE).execute(&mut *slow).await.unwrap();
+    database.execute(SETTLE_ONE).await;
     let repositories = repositories(&database);
 
     assert_eq!(
@@ -571,13 +573,9 @@ async fn what_a_transaction_under_way_will_end_is_counted_once_it_commits() {
 #[tokio::test]
 async fn what_another_process_has_just_counted_up_to_is_left_for_later() {
     let database = TestDatabase::new().await;
-    let settle = "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries,
-                    status, ready_since, completed_at, settled_in, retry_0_started_at, retry_0_duration_ms)
-                  values (gen_random_uuid(), '+credit', 'e', 1, 'http://receiver.example/', 2, 6,
-                    'completed', null, now(), pg_current_xact_id()::text::bigint, now(), 5)";
-    database.execute(settle).await;
+    database.execute(SETTLE_ONE).await;
     assert_eq!(count_all(&database).await, 1);
-    database.execute(settle).await;
+    database.execute(SETTLE_ONE).await;
     wait_for_older_transactions(&database).await;
 
     assert_eq!(repositories(&database).count_statistics(DAY).await.unwrap(), 0);
