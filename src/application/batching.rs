@@ -74,7 +74,7 @@ impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
         Self::start_lingering(processor, items_max, kib_max, Linger::NONE)
     }
 
-    /// As [`Batcher::start`], but few items wait for more.
+    /// As [`Batcher::start`], but items linger.
     pub fn start_lingering(
         processor: impl ProcessBatch<T, R>,
         items_max: usize,

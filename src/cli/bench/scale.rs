@@ -143,7 +143,7 @@ async fn load_archive(store: &Store, count: usize) -> anyhow::Result<()> {
     count_statistics(store).await
 }
 
-/// Lets the statistics catch up, as the processes do every other second.
+/// Lets the statistics catch up, as processes do by themselves.
 async fn count_statistics(store: &Store) -> anyhow::Result<()> {
     let database = store.open();
     database.count_statistics(Duration::ZERO).await?;

@@ -37,7 +37,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Listens where many may call at once.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // as a process that takes over from another finds connections that have just ended
+    // the connections of a process that has just ended do not keep the next one from the address
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(WAITING_MAX)

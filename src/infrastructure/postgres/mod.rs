@@ -23,7 +23,8 @@ use crate::application::ports::StoreError;
 /// The schema, in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// Connections of the engine: claims, one writer at each end, promotion, announcements, upkeep, look-ups, circuits, and the rare release.
+/// Connections of the engine: claims, one writer at each end, promotion, announcements, upkeep, look-ups, circuits; the
+/// rare release finds one that is idle.
 const ENGINE_CONNECTIONS: u32 = 8;
 /// How many lists and counts are read at a time; more wait, and leave connections to other requests.
 const SCANS_AT_ONCE: usize = 3;
