@@ -173,7 +173,7 @@ async fn process_apart_if_refused<T: Sync, R>(
 ) -> Vec<Result<R, StoreError>> {
     match processor.process(items).await {
         Ok(results) => results.into_iter().map(Ok).collect(),
-        Err(StoreError::Unexpected(_)) if items.len() > 1 => {
+        Err(StoreError::Unexpected(_) | StoreError::Refused(_)) if items.len() > 1 => {
             let mut results = Vec::with_capacity(items.len());
             for item in items {
                 let result = processor.process(std::slice::from_ref(item)).await;

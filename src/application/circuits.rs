@@ -6,22 +6,31 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::ports::{CircuitStore, StoreError};
+use super::ports::{CircuitStore, StoreError, UnsuccessfulProbe};
 use super::wakeup::Wakeup;
-use crate::domain::attempt::AttemptOutcome;
-use crate::domain::circuit::AttemptWindow;
-use crate::domain::delivery::FinishedAttempt;
+use crate::domain::attempt::{Answer, AttemptOutcome, ReceiverSign};
+use crate::domain::circuit::{AttemptWindow, CircuitPolicy, CountedAttempt, Opening};
+use crate::domain::delivery::{AttemptTimes, FinishedAttempt};
 use crate::domain::endpoint::{Endpoint, EndpointId};
-use crate::domain::retry::Verdict;
+use crate::domain::retry::RETRY_AFTER_MAX;
+
+/// How many windows are kept before those are looked for that are over.
+const WINDOWS_MIN: usize = 1_024;
 
 /// Learns how attempts end.
 pub struct Circuits {
     store: Arc<dyn CircuitStore>,
     wakeup: Arc<Wakeup>,
-    /// Of endpoints where something has failed lately.
-    windows: Mutex<HashMap<EndpointId, AttemptWindow>>,
+    windows: Mutex<Windows>,
+}
+
+#[derive(Default)]
+struct Windows {
+    by_endpoint: HashMap<EndpointId, (AttemptWindow, CircuitPolicy)>,
+    /// With as many as this, those that are over are forgotten.
+    tidy_at: usize,
 }
 
 impl Circuits {
@@ -30,65 +39,107 @@ impl Circuits {
         Self { store, wakeup, windows: Mutex::default() }
     }
 
-    /// An attempt has ended.
+    /// Nothing can be sent to this endpoint, for a reason that is ours: its deliveries wait, and use up no attempts.
+    pub async fn hold(&self, id: EndpointId, reason: &str) {
+        metrics::counter!("webhook_own_faults_total").increment(1);
+        let reason = format!("nothing can be sent: {reason}");
+        match self.store.open(id, &reason, Duration::ZERO).await {
+            Ok(Some(probe_in)) => {
+                error!(
+                    config_id = id.get(),
+                    reason, "circuit opened: deliveries wait until this is mended here"
+                );
+                changed("open");
+                self.wake_for_probe(probe_in);
+            }
+            // it is open already
+            Ok(None) => {}
+            Err(cause) => not_changed(id, cause),
+        }
+    }
+
+    /// An attempt has ended, and its outcome is written.
     pub async fn note(&self, endpoint: &Endpoint, attempt: &FinishedAttempt, probe: bool) {
-        let failure = match (&attempt.outcome, attempt.verdict) {
-            // that a worker was lost says nothing about the receiver
-            (AttemptOutcome::Unknown, _) => return,
-            (_, Verdict::Completed) => None,
-            (outcome, Verdict::RetryIn(_) | Verdict::DeadLetter(_) | Verdict::ProbeFailed) => outcome.error(),
-        };
         let done = if probe {
-            self.note_probe(endpoint.id, failure).await
-        } else if let Some(reason) = self.reason_to_open(endpoint, failure.is_some()) {
-            self.open(endpoint.id, &reason).await
+            self.note_probe(endpoint.id, &attempt.outcome).await
+        } else if let Some(opening) = self.reason_to_open(endpoint, attempt) {
+            self.open(endpoint.id, &opening).await
         } else {
             Ok(())
         };
         if let Err(cause) = done {
-            let cause = anyhow::Error::new(cause);
-            warn!(config_id = %endpoint.id, error = format!("{cause:#}"),
-                "a circuit could not be changed; the next attempt or probe tries again");
+            not_changed(endpoint.id, cause);
         }
     }
 
-    fn reason_to_open(&self, endpoint: &Endpoint, failed: bool) -> Option<String> {
+    fn reason_to_open(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Option<Opening> {
+        let (sign, started) = match (attempt.outcome.sign(), attempt.times) {
+            (Some(sign), AttemptTimes::Measured { started, .. }) => (sign, started),
+            // that a worker was lost says nothing about the receiver
+            (None, _) | (_, AttemptTimes::Lost { .. }) => return None,
+        };
+        let (now, policy) = (Instant::now(), endpoint.settings.circuit);
         // a panic elsewhere leaves plain counts behind
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        if !failed && !windows.contains_key(&endpoint.id) {
-            return None;
+        windows.tidy(now);
+        let (window, known_policy) =
+            windows.by_endpoint.entry(endpoint.id).or_insert_with(|| (AttemptWindow::new(now), policy));
+        *known_policy = policy;
+        let counted = CountedAttempt { started, number: attempt.number, sign };
+        let opening = window.count(now, counted, &policy);
+        if opening.is_some() {
+            windows.by_endpoint.remove(&endpoint.id);
         }
-        let now = Instant::now();
-        let window = windows.entry(endpoint.id).or_insert_with(|| AttemptWindow::new(now));
-        let reason = window.count(now, failed, &endpoint.settings.circuit);
-        if reason.is_some() || window.is_clean() {
-            windows.remove(&endpoint.id);
-        }
-        reason
+        opening
     }
 
-    async fn open(&self, id: EndpointId, reason: &str) -> Result<(), StoreError> {
-        if let Some(probe_in) = self.store.open(id, reason).await? {
-            warn!(config_id = %id, reason, probe_in_ms = probe_in.as_millis(), "circuit opened: deliveries wait");
+    async fn open(&self, id: EndpointId, opening: &Opening) -> Result<(), StoreError> {
+        let counted_for = opening.counted_since.elapsed();
+        if let Some(probe_in) = self.store.open(id, &opening.reason, counted_for).await? {
+            let probe_in_ms = millis(probe_in);
+            warn!(
+                config_id = id.get(),
+                reason = opening.reason,
+                probe_in_ms,
+                "circuit opened: deliveries wait"
+            );
             changed("open");
             self.wake_for_probe(probe_in);
         }
         Ok(())
     }
 
-    async fn note_probe(&self, id: EndpointId, failure: Option<String>) -> Result<(), StoreError> {
-        let Some(failure) = failure else {
+    async fn note_probe(&self, id: EndpointId, outcome: &AttemptOutcome) -> Result<(), StoreError> {
+        let sign = outcome.sign();
+        if sign == Some(ReceiverSign::Well) {
+            probed("success");
             if self.store.close(id).await? {
-                info!(config_id = %id, "circuit closed: the probe succeeded");
+                info!(config_id = id.get(), "circuit closed: the probe succeeded");
                 changed("closed");
                 self.wakeup.announce();
             }
             return Ok(());
+        }
+        probed("failure");
+        let retry_after = match outcome {
+            AttemptOutcome::Answered(Answer { retry_after, .. }) => retry_after.unwrap_or_default(),
+            AttemptOutcome::Unanswered { .. } | AttemptOutcome::Unknown | AttemptOutcome::NotSent { .. } => {
+                Duration::ZERO
+            }
         };
-        let reason = format!("the last probe failed: {failure}");
-        if let Some(probe_in) = self.store.reopen(id, &reason).await? {
-            warn!(config_id = %id, reason, probe_in_ms = probe_in.as_millis(), "circuit stays open");
-            changed("open");
+        let probe = UnsuccessfulProbe {
+            error: outcome.error().unwrap_or_default(),
+            receiver_fails: sign != Some(ReceiverSign::RefusesEvent),
+            retry_after: retry_after.min(RETRY_AFTER_MAX),
+        };
+        if let Some(probe_in) = self.store.reopen(id, &probe).await? {
+            let probe_in_ms = millis(probe_in);
+            warn!(
+                config_id = id.get(),
+                error = probe.error,
+                probe_in_ms,
+                "circuit stays open: the probe failed"
+            );
             self.wake_for_probe(probe_in);
         }
         Ok(())
@@ -104,6 +155,32 @@ impl Circuits {
     }
 }
 
+impl Windows {
+    fn tidy(&mut self, now: Instant) {
+        if self.by_endpoint.len() >= self.tidy_at.max(WINDOWS_MIN) {
+            self.by_endpoint.retain(|_, (window, policy)| !window.is_over(now, policy));
+            self.tidy_at = self.by_endpoint.len() * 2;
+        }
+    }
+}
+
+fn not_changed(id: EndpointId, cause: StoreError) {
+    let cause = anyhow::Error::new(cause);
+    warn!(
+        config_id = id.get(),
+        error = format!("{cause:#}"),
+        "a circuit could not be changed; the next attempt or probe tries again"
+    );
+}
+
 fn changed(to: &'static str) {
     metrics::counter!("webhook_circuit_changes_total", "to" => to).increment(1);
+}
+
+fn probed(outcome: &'static str) {
+    metrics::counter!("webhook_probes_total", "outcome" => outcome).increment(1);
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

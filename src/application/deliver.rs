@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::batching::{BatchError, Batcher, Linger, ProcessBatch};
 use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
-use super::ports::{DeliveryQueue, Sender, Settled, StoreError};
+use super::ports::{DeliveryQueue, Sender, Settled, StoreError, UnusedLease};
 use super::shares::Shares;
 use super::wakeup::Wakeup;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery};
 use crate::domain::endpoint::Endpoint;
-use crate::domain::retry::{DeadLetterReason, RetryPolicy, Verdict};
+use crate::domain::retry::{DeadLetterReason, Verdict};
 
 /// The most outcomes that one transaction writes.
 const BATCH_MAX: usize = 500;
@@ -31,16 +32,28 @@ const LINGER_MAX: Duration = Duration::from_millis(5);
 /// Delays between tries to reach a store that is unavailable: the first, and the longest.
 const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// The longest delay between tries to write an outcome that the store refuses, for a reason that nobody foresaw.
+const REFUSED_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
 /// The latest after its claim that an attempt may begin: a lease outlives an attempt by 15 s or more.
 const START_MAX: Duration = Duration::from_secs(8);
 
 /// Makes attempts.
 pub struct Deliver {
     directory: Arc<EndpointDirectory>,
+    queue: Arc<dyn DeliveryQueue>,
     sender: Arc<dyn Sender>,
-    outcomes: Batcher<FinishedAttempt, Settled>,
+    outcomes: Batcher<Arc<Outcome>, Settled>,
     circuits: Circuits,
     shares: Arc<Shares>,
+    wakeup: Arc<Wakeup>,
+}
+
+/// An attempt that is to be written.
+struct Outcome {
+    attempt: FinishedAttempt,
+    /// Whether an earlier try to write it was not answered, and so may have succeeded.
+    in_doubt: bool,
 }
 
 impl Deliver {
@@ -55,56 +68,114 @@ impl Deliver {
     ) -> Self {
         let enough = shares.leases_max() / LINGER_PART;
         let linger = Linger { turns: LINGER_TURNS, enough, time_max: LINGER_MAX };
-        let settle = SettleUntilWritten { queue, wakeup };
+        let settle = Settle { queue: queue.clone(), wakeup: wakeup.clone() };
         let outcomes = Batcher::start_lingering(settle, BATCH_MAX, BUFFER_KIB_MAX, linger);
-        Self { directory, sender, outcomes, circuits, shares }
+        Self { directory, queue, sender, outcomes, circuits, shares, wakeup }
     }
 
     /// Makes one attempt and returns once its outcome is written, or the lease is lost.
     /// A delivery whose last attempt was lost with its worker is not sent: the loss is what is written.
     pub async fn attempt(&self, delivery: LeasedDelivery) {
+        let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
         let endpoint = match self.endpoint_of(&delivery).await {
             Ok(Some(endpoint)) => endpoint,
             Ok(None) => {
-                error!(queue_id = %delivery.queue_id, config_id = %delivery.config_id, "the config of a delivery is missing");
+                error!(%queue_id, config_id = config_id.get(), "the config of a delivery is missing");
                 return;
             }
             Err(cause) => {
                 let cause = anyhow::Error::new(cause);
-                error!(queue_id = %delivery.queue_id, config_id = %delivery.config_id, error = format!("{cause:#}"),
-                    "a delivery is not attempted, because its config cannot be read; it is tried again when the lease ends");
-                return;
+                error!(%queue_id, config_id = config_id.get(), error = format!("{cause:#}"),
+                    "a delivery is not attempted, because its config cannot be read; it is tried again");
+                return self.give_back(&delivery).await;
             }
         };
         if delivery.abandoned_for.is_none() && delivery.claimed_at.elapsed() > START_MAX {
-            warn!(queue_id = %delivery.queue_id, "a delivery is not attempted: its lease may end too soon");
-            return;
+            warn!(%queue_id, config_id = config_id.get(), "a delivery is not attempted yet: its lease may end too soon");
+            return self.give_back(&delivery).await;
         }
         let probe = delivery.probe;
         let finished = self.send_and_judge(delivery, &endpoint).await;
         report(&finished);
-        // before it is written: once it is, the delivery may be attempted again
-        self.circuits.note(&endpoint, &finished, probe).await;
-        let bytes = finished.outcome.body().map_or(0, str::len) + 256;
-        let (queue_id, config_id, number) = (finished.queue_id, finished.config_id, finished.number);
-        let settled = if self.shares.is_wanted(config_id) {
-            self.outcomes.process_when_room(finished, bytes).await
-        } else {
-            self.outcomes.process_unhurried(finished, bytes).await
+        if let AttemptOutcome::NotSent { error } = &finished.outcome {
+            // before it is written: once it is, the delivery would be tried again at once
+            self.circuits.hold(config_id, error).await;
+        }
+        let outcome = Arc::new(Outcome { attempt: finished, in_doubt: false });
+        // an outcome that does not count says nothing about the receiver either
+        if self.write(outcome.clone()).await {
+            self.circuits.note(&endpoint, &outcome.attempt, probe).await;
+        }
+    }
+
+    /// Writes an outcome, however long the store is away or refuses: what is known must not be forgotten, or the receiver
+    /// would be called again. Answers whether it is written.
+    async fn write(&self, mut outcome: Arc<Outcome>) -> bool {
+        let FinishedAttempt { queue_id, config_id, number: attempt, .. } = outcome.attempt;
+        let (mut backoff, mut bare) = (STORE_BACKOFF.0, false);
+        loop {
+            let bytes = outcome.attempt.outcome.body().map_or(0, str::len) + 256;
+            let settled = if self.shares.is_wanted(config_id) {
+                self.outcomes.process_when_room(outcome.clone(), bytes).await
+            } else {
+                self.outcomes.process_unhurried(outcome.clone(), bytes).await
+            };
+            let cause = match settled {
+                Ok(Settled::Written) => return true,
+                Ok(Settled::LeaseLost) => {
+                    metrics::counter!("webhook_leases_lost_total").increment(1);
+                    warn!(%queue_id, config_id = config_id.get(), attempt, "the lease was lost before the outcome could be written");
+                    return false;
+                }
+                Err(BatchError::Full | BatchError::Stopped) => {
+                    warn!(%queue_id, config_id = config_id.get(), attempt, "stopped before the outcome of an attempt was written");
+                    return false;
+                }
+                Err(BatchError::Store(cause)) => cause,
+            };
+            let in_doubt = outcome.in_doubt || matches!(cause, StoreError::InDoubt(_));
+            let mut attempt_to_write = outcome.attempt.clone();
+            match cause {
+                // the writer has said so for the whole batch
+                StoreError::Unavailable(_) | StoreError::InDoubt(_) => {
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
+                }
+                StoreError::Refused(cause) if !bare => {
+                    error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
+                        "the outcome of an attempt was refused; it is written without its text");
+                    bare = true;
+                    attempt_to_write.outcome = attempt_to_write.outcome.without_text();
+                }
+                StoreError::Refused(cause) => {
+                    error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
+                        "the outcome of an attempt cannot be written; it is unknown when the lease ends");
+                    return false;
+                }
+                StoreError::Unexpected(cause) => {
+                    error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
+                        "the outcome of an attempt could not be written; trying again");
+                    sleep(backoff).await;
+                    backoff = (backoff * 4).min(REFUSED_BACKOFF_MAX);
+                }
+            }
+            outcome = Arc::new(Outcome { attempt: attempt_to_write, in_doubt });
+        }
+    }
+
+    /// Gives the lease back of a delivery that was not attempted. Where that fails, the lease ends by itself.
+    async fn give_back(&self, delivery: &LeasedDelivery) {
+        let unused = UnusedLease {
+            queue_id: delivery.queue_id,
+            worker_id: delivery.lease.worker_id.clone(),
+            locked_at: Some(delivery.lease.locked_at),
         };
-        match settled {
-            Ok(Settled::Written) => {}
-            Ok(Settled::LeaseLost) => {
-                metrics::counter!("webhook_leases_lost_total").increment(1);
-                warn!(%queue_id, %config_id, attempt = number, "the lease was lost before the outcome could be written");
-            }
-            Err(BatchError::Store(cause)) => {
+        match self.queue.release(&[unused]).await {
+            Ok(_) => self.wakeup.announce(),
+            Err(cause) => {
                 let cause = anyhow::Error::new(cause);
-                error!(%queue_id, %config_id, attempt = number, error = format!("{cause:#}"),
-                    "the outcome of an attempt could not be written; it is repeated when the lease ends");
-            }
-            Err(BatchError::Full | BatchError::Stopped) => {
-                warn!(%queue_id, %config_id, attempt = number, "stopped before the outcome of an attempt was written");
+                warn!(queue_id = %delivery.queue_id, error = format!("{cause:#}"),
+                    "a lease could not be given back; the delivery waits until it ends");
             }
         }
     }
@@ -123,7 +194,7 @@ impl Deliver {
         };
         let policy = &endpoint.settings.retry;
         let verdict = if delivery.probe {
-            RetryPolicy::judge_probe(&outcome)
+            policy.judge_probe(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
         } else {
             policy.judge(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
         };
@@ -131,6 +202,7 @@ impl Deliver {
             queue_id: delivery.queue_id,
             lease: delivery.lease,
             config_id: delivery.config_id,
+            webhook_url: delivery.webhook_url,
             number: delivery.attempt,
             times,
             outcome,
@@ -143,8 +215,10 @@ impl Deliver {
         let mut backoff = STORE_BACKOFF.0;
         loop {
             match self.directory.at(delivery.config_id, delivery.config_revision).await {
-                Err(StoreError::Unavailable(_)) if delivery.claimed_at.elapsed() < START_MAX => {
-                    tokio::time::sleep(backoff).await;
+                Err(StoreError::Unavailable(_) | StoreError::InDoubt(_))
+                    if delivery.claimed_at.elapsed() < START_MAX =>
+                {
+                    sleep(backoff).await;
                     backoff = (backoff * 2).min(STORE_BACKOFF.1);
                 }
                 result => return result,
@@ -157,55 +231,54 @@ impl Deliver {
 fn report(finished: &FinishedAttempt) {
     let outcome = match (&finished.outcome, finished.verdict) {
         (_, Verdict::Completed) => "success",
-        (AttemptOutcome::Answered(_), _) => "refused",
-        (AttemptOutcome::Unanswered { .. }, _) => "unanswered",
+        (AttemptOutcome::Answered(_), _) => "http_error",
+        (AttemptOutcome::Unanswered { .. }, _) => "no_answer",
+        (AttemptOutcome::NotSent { .. }, _) => "not_sent",
         (AttemptOutcome::Unknown, _) => "unknown",
     };
     metrics::counter!("webhook_attempts_total", "outcome" => outcome).increment(1);
     if let Some(duration) = finished.times.duration() {
         metrics::histogram!("webhook_attempt_duration_seconds").record(duration);
     }
-    let FinishedAttempt { queue_id, config_id, number: attempt, .. } = finished;
+    let FinishedAttempt { queue_id, number: attempt, .. } = finished;
+    let config_id = finished.config_id.get();
     let status = finished.outcome.status();
     let reason = finished.outcome.error().unwrap_or_default();
     match finished.verdict {
-        Verdict::Completed => debug!(%queue_id, %config_id, attempt, status, "delivered"),
+        Verdict::Completed => debug!(%queue_id, config_id, attempt, status, "delivered"),
         Verdict::RetryIn(delay) => {
-            info!(%queue_id, %config_id, attempt, status, reason, retry_in_ms = delay.as_millis(), "attempt failed");
+            let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            info!(%queue_id, config_id, attempt, status, reason, retry_in_ms, "attempt failed");
         }
-        Verdict::ProbeFailed => {
-            info!(%queue_id, %config_id, attempt, status, reason, "probe failed: the delivery waits on");
+        Verdict::WaitsOn => {
+            info!(%queue_id, config_id, attempt, status, reason, "no attempt is used up: the delivery waits on");
         }
         Verdict::DeadLetter(why) => {
-            warn!(%queue_id, %config_id, attempt, status, reason, why = why.as_str(), "delivery failed for good");
+            warn!(%queue_id, config_id, attempt, status, reason, why = why.as_str(), "delivery failed for good");
         }
     }
 }
 
-/// Writes outcomes, however long the store is away: a lease that has not been taken over is still good then.
-struct SettleUntilWritten {
+/// Writes outcomes.
+struct Settle {
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,
 }
 
 #[async_trait]
-impl ProcessBatch<FinishedAttempt, Settled> for SettleUntilWritten {
-    async fn process(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
-        let mut backoff = STORE_BACKOFF.0;
-        let settled = loop {
-            match self.queue.settle(attempts).await {
-                Err(StoreError::Unavailable(cause)) => {
-                    warn!(
-                        outcomes = attempts.len(),
-                        error = format!("{cause:#}"),
-                        "outcomes cannot be written while the database is away; trying again"
-                    );
-                    tokio::time::sleep(backoff).await;
-                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
-                }
-                result => break result?,
+impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
+    async fn process(&self, outcomes: &[Arc<Outcome>]) -> Result<Vec<Settled>, StoreError> {
+        let attempts: Vec<&FinishedAttempt> = outcomes.iter().map(|outcome| &outcome.attempt).collect();
+        let mut settled = self.queue.settle(&attempts).await.inspect_err(|error| {
+            if error.passes() {
+                warn!(
+                    outcomes = outcomes.len(),
+                    error = format!("{:#}", error.cause()),
+                    "outcomes cannot be written while the database is away; trying again"
+                );
             }
-        };
+        })?;
+        self.recognize_own(outcomes, &mut settled).await;
         let mut retries = false;
         for (attempt, settled) in attempts.iter().zip(&settled) {
             let status = match attempt.verdict {
@@ -214,7 +287,7 @@ impl ProcessBatch<FinishedAttempt, Settled> for SettleUntilWritten {
                     retries = true;
                     continue;
                 }
-                Verdict::ProbeFailed => continue,
+                Verdict::WaitsOn => continue,
                 Verdict::Completed => "completed",
                 Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => {
                     "failed"
@@ -226,5 +299,29 @@ impl ProcessBatch<FinishedAttempt, Settled> for SettleUntilWritten {
             self.wakeup.scheduled();
         }
         Ok(settled)
+    }
+}
+
+impl Settle {
+    /// A lease that is gone is no loss where an earlier try to write the outcome, which was not answered, used it up.
+    async fn recognize_own(&self, outcomes: &[Arc<Outcome>], settled: &mut [Settled]) {
+        let in_question: Vec<&FinishedAttempt> = outcomes
+            .iter()
+            .zip(settled.iter())
+            .filter(|(outcome, settled)| outcome.in_doubt && **settled == Settled::LeaseLost)
+            .map(|(outcome, _)| &outcome.attempt)
+            .collect();
+        if in_question.is_empty() {
+            return;
+        }
+        let recorded = self.queue.recorded(&in_question).await.unwrap_or_else(|error| {
+            warn!(error = format!("{:#}", error.cause()), "outcomes that may be written count as lost");
+            Vec::new()
+        });
+        for (outcome, settled) in outcomes.iter().zip(settled) {
+            if outcome.in_doubt && recorded.contains(&outcome.attempt.queue_id) {
+                *settled = Settled::Written;
+            }
+        }
     }
 }

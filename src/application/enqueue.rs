@@ -11,11 +11,11 @@ use uuid::Uuid;
 
 use super::batching::{BatchError, Batcher, ProcessBatch, kib};
 use super::directory::EndpointDirectory;
-use super::ports::{DeliveryQueue, Incoming, StoreError, Stored};
+use super::ports::{DeliveryQueue, Incoming, StoreError, Stored, UnusedLease};
 use super::reservations::{Reservation, release_unconfirmed};
 use super::wakeup::Wakeup;
 use super::worker_pool::WorkerPool;
-use crate::domain::delivery::{NewDelivery, QueueId, WorkerId};
+use crate::domain::delivery::{NewDelivery, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::Event;
 use crate::domain::invalid::Invalid;
@@ -54,6 +54,11 @@ pub enum EnqueueError {
     /// There is no such endpoint, or it was deleted.
     #[error("there is no config {0}")]
     UnknownEndpoint(EndpointId),
+    /// The same event was accepted before, and its delivery was cancelled since: it will not be delivered.
+    #[error(
+        "the same event was accepted before, and its delivery {0} was cancelled; replay that one to send it"
+    )]
+    Cancelled(QueueId),
     /// The event cannot be delivered to it.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -142,7 +147,8 @@ impl Enqueue {
             };
             match written {
                 Stored::New { .. } => return Ok(Receipt { queue_id, stored: Some(delivery) }),
-                Stored::Duplicate(first) => {
+                Stored::Duplicate { first, cancelled: true } => return Err(EnqueueError::Cancelled(first)),
+                Stored::Duplicate { first, cancelled: false } => {
                     return Ok(Receipt { queue_id: first, stored: None });
                 }
                 Stored::EndpointChanged => {
@@ -175,9 +181,13 @@ struct StoreAndWake {
 impl StoreAndWake {
     /// The store did not answer in time, so these may be stored under their leases, now or later, and nobody attempts them.
     fn release_if_stored(&self, deliveries: &[Incoming<'_>]) {
-        let leases: Vec<(QueueId, WorkerId)> = deliveries
+        let leases: Vec<UnusedLease> = deliveries
             .iter()
-            .filter_map(|incoming| Some((incoming.delivery.queue_id, incoming.lease?.0.clone())))
+            .filter_map(|incoming| {
+                let (worker_id, _) = incoming.lease?;
+                let queue_id = incoming.delivery.queue_id;
+                Some(UnusedLease { queue_id, worker_id: worker_id.clone(), locked_at: None })
+            })
             .collect();
         if let Some((_, length)) = deliveries.iter().find_map(|incoming| incoming.lease) {
             tokio::spawn(release_unconfirmed(self.queue.clone(), self.wakeup.clone(), leases, length));
@@ -201,11 +211,11 @@ impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
             })
             .collect();
         let stored = self.queue.enqueue(&incoming).await;
-        let unavailable = matches!(stored, Err(StoreError::Unavailable(_)));
-        self.answered.store(!unavailable, Ordering::Relaxed);
+        let in_doubt = matches!(stored, Err(StoreError::InDoubt(_)));
+        self.answered.store(stored.is_ok(), Ordering::Relaxed);
         // a lease that was granted long ago may end before an attempt does
         let too_late = begun.elapsed() > ATTEMPT_WITHIN;
-        if unavailable || too_late {
+        if in_doubt || too_late {
             self.release_if_stored(&incoming);
         }
         let stored = stored?;
@@ -218,7 +228,7 @@ impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
                     leased += 1;
                 }
                 (Stored::New { .. }, _) => waiting += 1,
-                (Stored::Duplicate(_), _) => duplicates += 1,
+                (Stored::Duplicate { .. }, _) => duplicates += 1,
                 (Stored::EndpointChanged, _) => {}
             }
         }

@@ -6,11 +6,15 @@ use uuid::Uuid;
 
 use super::directory::EndpointDirectory;
 use super::enqueue::{Enqueue, EnqueueError};
-use super::ports::{DeliveryFilter, DeliveryRecords, Statistics, StatisticsScope, StoreError, Stored};
+use super::ports::{
+    DeliveryFilter, DeliveryQueue, DeliveryRecords, Statistics, StatisticsScope, StoreError, Stored,
+};
 use super::wakeup::Wakeup;
 use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery, Priority, QueueId};
 use crate::domain::endpoint::Endpoint;
 use crate::domain::event::EventType;
+use crate::domain::postback_url;
+use crate::domain::url_params::UrlParams;
 
 /// The reason that a cancelled delivery gets.
 const CANCELLED_BY_REQUEST: &str = "cancelled by request";
@@ -38,6 +42,7 @@ pub enum DeliveryError {
 /// Looks after deliveries.
 pub struct ManageDeliveries {
     records: Arc<dyn DeliveryRecords>,
+    queue: Arc<dyn DeliveryQueue>,
     directory: Arc<EndpointDirectory>,
     enqueue: Arc<Enqueue>,
     wakeup: Arc<Wakeup>,
@@ -47,11 +52,12 @@ impl ManageDeliveries {
     /// Looks after the deliveries in `records`.
     pub fn new(
         records: Arc<dyn DeliveryRecords>,
+        queue: Arc<dyn DeliveryQueue>,
         directory: Arc<EndpointDirectory>,
         enqueue: Arc<Enqueue>,
         wakeup: Arc<Wakeup>,
     ) -> Self {
-        Self { records, directory, enqueue, wakeup }
+        Self { records, queue, directory, enqueue, wakeup }
     }
 
     /// Shows one with its attempts.
@@ -99,31 +105,60 @@ impl ManageDeliveries {
         }))
     }
 
-    /// Sends a terminal delivery once more, as a new one: to the same URL, under the endpoint's present limits. A
-    /// delivery is replayed once, however often it is asked for: to send it a third time, replay the replay.
-    pub async fn replay(&self, queue_id: QueueId) -> Result<Replay, DeliveryError> {
+    /// Sends a delivery once more, as a new one, under the endpoint's present limits. One that waits is sent in place of
+    /// itself, and only to another URL: it is cancelled in the same transaction. A delivery is replayed once, however often
+    /// it is asked for: to send it a third time, replay the replay.
+    pub async fn replay(&self, queue_id: QueueId, target: ReplayTarget) -> Result<Replay, DeliveryError> {
         let old = self.show(queue_id).await?;
-        if !old.status.is_terminal() {
-            return Err(DeliveryError::Conflict(format!(
-                "the delivery is {} and will be attempted anyway",
-                old.status
-            )));
-        }
+        let waits = match (old.status, target) {
+            (DeliveryStatus::Pending, ReplayTarget::CurrentUrl) => true,
+            (DeliveryStatus::Pending | DeliveryStatus::Processing, _) => {
+                return Err(DeliveryError::Conflict(format!(
+                    "the delivery is {} and will be attempted anyway",
+                    old.status
+                )));
+            }
+            (DeliveryStatus::Completed | DeliveryStatus::Failed | DeliveryStatus::Cancelled, _) => false,
+        };
         for _ in 0..LOOKS_MAX {
             let endpoint = self.directory.current(old.config_id).await?;
             let Some(endpoint) = endpoint.filter(|endpoint| endpoint.deleted_at.is_none()) else {
                 return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
             };
-            let replay = replay_of(&old, &endpoint)?;
+            let replay = replay_of(&old, &endpoint, target)?;
             let new_id = replay.queue_id;
-            match self.enqueue.accept_replay(replay).await? {
+            let stored = if waits {
+                if replay.webhook_url == old.webhook_url {
+                    return Err(DeliveryError::Conflict(
+                        "the delivery waits for that very URL already".into(),
+                    ));
+                }
+                let reason = format!("sent to the current URL as {new_id}");
+                let rerouted = self.queue.reroute(&replay, &reason).await?;
+                self.wakeup.announce();
+                rerouted.ok_or_else(|| {
+                    DeliveryError::Conflict("the delivery does not wait any more: look again".into())
+                })?
+            } else {
+                self.enqueue.accept_replay(replay).await?
+            };
+            match stored {
                 Stored::New { .. } => return Ok(Replay::New(self.show(new_id).await?)),
-                Stored::Duplicate(first) => return Ok(Replay::Before(self.show(first).await?)),
+                Stored::Duplicate { first, .. } => return Ok(Replay::Before(self.show(first).await?)),
                 Stored::EndpointChanged => {}
             }
         }
         Err(DeliveryError::Conflict(format!("config {} is being changed by others", old.config_id)))
     }
+}
+
+/// Where a replay goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayTarget {
+    /// To the URL that the delivery went to.
+    SameUrl,
+    /// To the URL that its endpoint has now, with the parameters of the delivery.
+    CurrentUrl,
 }
 
 /// What became of a replay.
@@ -144,22 +179,38 @@ impl Replay {
     }
 }
 
-fn replay_of(old: &Delivery, endpoint: &Endpoint) -> Result<NewDelivery, DeliveryError> {
+fn replay_of(
+    old: &Delivery,
+    endpoint: &Endpoint,
+    target: ReplayTarget,
+) -> Result<NewDelivery, DeliveryError> {
     let stored =
         |what: &str| DeliveryError::Conflict(format!("the {what} of the delivery is not one of today's"));
+    let event_type = old.event_type.parse::<EventType>().map_err(|_| stored("event type"))?;
+    let webhook_url = match target {
+        ReplayTarget::SameUrl => old.webhook_url.clone(),
+        ReplayTarget::CurrentUrl => {
+            let params: UrlParams =
+                serde_json::from_str(old.url_params.get()).map_err(|_| stored("parameters"))?;
+            let current = endpoint.url_for(event_type).and_then(|base| postback_url::build(base, &params));
+            current.map_err(|invalid| DeliveryError::Conflict(invalid.to_string()))?
+        }
+    };
+    let scheduled_at = if old.status.is_terminal() { None } else { old.next_retry_at };
     Ok(NewDelivery {
         queue_id: QueueId::new(Uuid::now_v7()),
-        event_type: old.event_type.parse::<EventType>().map_err(|_| stored("event type"))?,
+        event_type,
         event_id: old.event_id.clone(),
         // the name of a replay is the delivery that it repeats
         named: true,
         config_id: old.config_id,
         config_revision: endpoint.updated_at,
-        webhook_url: old.webhook_url.clone(),
+        webhook_url,
         url_params: old.url_params.get().to_owned(),
         priority: Priority::parse("priority", old.priority.into()).map_err(|_| stored("priority"))?,
         max_retries: endpoint.settings.retry.max_retries(),
-        scheduled_at: None,
+        // one that was to wait for a time still does
+        scheduled_at: scheduled_at.filter(|_| old.attempts.is_empty()),
         correlation_id: old.correlation_id.clone(),
         traceparent: old.traceparent.clone(),
         replay_of: Some(old.queue_id),

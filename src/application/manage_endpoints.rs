@@ -5,10 +5,11 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::directory::EndpointDirectory;
-use super::ports::{EndpointStore, StoreError};
+use super::ports::{CircuitStore, EndpointStore, StoreError};
 use super::wakeup::Wakeup;
 use crate::domain::address::AddressPolicy;
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts, EndpointSettings};
+use crate::domain::circuit::CircuitState;
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts, EndpointSettings, EndpointUrl};
 use crate::domain::invalid::{Faults, Invalid};
 
 /// A change is given up after losing this many races against others.
@@ -26,6 +27,9 @@ pub enum EndpointError {
     /// Others changed it again and again meanwhile.
     #[error("config {0} is being changed by others")]
     Contended(EndpointId),
+    /// It is not in a state in which that can be done.
+    #[error("{0}")]
+    Conflict(String),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -34,6 +38,7 @@ pub enum EndpointError {
 /// Looks after endpoints.
 pub struct ManageEndpoints {
     store: Arc<dyn EndpointStore>,
+    circuits: Arc<dyn CircuitStore>,
     directory: Arc<EndpointDirectory>,
     addresses: AddressPolicy,
     wakeup: Arc<Wakeup>,
@@ -43,11 +48,12 @@ impl ManageEndpoints {
     /// Looks after the endpoints in `store`.
     pub fn new(
         store: Arc<dyn EndpointStore>,
+        circuits: Arc<dyn CircuitStore>,
         directory: Arc<EndpointDirectory>,
         addresses: AddressPolicy,
         wakeup: Arc<Wakeup>,
     ) -> Self {
-        Self { store, directory, addresses, wakeup }
+        Self { store, circuits, directory, addresses, wakeup }
     }
 
     /// Registers a new one.
@@ -60,7 +66,7 @@ impl ManageEndpoints {
             .into());
         }
         let settings = EndpointSettings::parse(parts)?;
-        self.check_addresses(&settings)?;
+        self.check_addresses(&settings.urls())?;
         Ok(self.store.register(&settings).await?)
     }
 
@@ -85,11 +91,11 @@ impl ManageEndpoints {
         for _ in 0..RACES_MAX {
             let current = self.show(id).await?;
             let settings = current.settings.changed(parts.clone())?;
-            self.check_addresses(&settings)?;
+            self.check_addresses(&settings.urls_that_differ(&current.settings))?;
             if let Some(changed) = self.store.change(id, current.updated_at, &settings, command).await? {
                 self.directory.current(id).await?;
                 if let Some(command) = command {
-                    info!(config_id = %id, state = %changed.circuit.state, ?command, "circuit changed by hand");
+                    info!(config_id = id.get(), state = %changed.circuit.state, ?command, "circuit changed by hand");
                 }
                 // deliveries may have waited for it
                 self.wakeup.announce();
@@ -106,14 +112,29 @@ impl ManageEndpoints {
         if deleted { Ok(()) } else { Err(EndpointError::Unknown(id)) }
     }
 
+    /// Has a circuit that is open because of failures probed now, with the next delivery that waits.
+    pub async fn probe(&self, id: EndpointId) -> Result<Endpoint, EndpointError> {
+        let probed = self.circuits.probe_now(id).await?;
+        let endpoint = self.show(id).await?;
+        if probed {
+            // any process may hold what waits
+            self.wakeup.announce();
+            return Ok(endpoint);
+        }
+        let reason = match endpoint.circuit.state {
+            CircuitState::Closed => "its circuit is closed: deliveries are attempted anyway",
+            CircuitState::HalfOpen => "a probe is under way",
+            CircuitState::Open => "its circuit was opened by hand: close it by hand",
+        };
+        Err(EndpointError::Conflict(format!("config {id} cannot be probed: {reason}")))
+    }
+
     /// Refuses addresses that nothing would be sent to; names are checked at each attempt.
-    fn check_addresses(&self, settings: &EndpointSettings) -> Result<(), Invalid> {
+    fn check_addresses(&self, urls: &[(&'static str, &EndpointUrl)]) -> Result<(), Invalid> {
         let mut faults = Faults::default();
-        for (field, url) in
-            [("postback_url", &settings.postback_url), ("chargeback_url", &settings.chargeback_url)]
-        {
-            if let Some(Err(forbidden)) = url.as_ref().map(|url| self.addresses.check_literal(url.url())) {
-                faults.push(field, forbidden.to_string());
+        for (field, url) in urls {
+            if let Err(forbidden) = self.addresses.check_literal(url.url()) {
+                faults.push(*field, forbidden.to_string());
             }
         }
         faults.into_result()

@@ -19,12 +19,38 @@ use crate::domain::event::EventType;
 /// The store could not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be reached, or did not answer in time. What was asked may or may not have been done.
+    /// It cannot be reached, or cannot do it for now. Nothing was done.
     #[error("the database is unavailable")]
     Unavailable(#[source] Arc<anyhow::Error>),
-    /// Anything else; someone should look.
+    /// It did not answer. What was asked may have been done, may still be done, or not.
+    #[error("the database did not answer")]
+    InDoubt(#[source] Arc<anyhow::Error>),
+    /// It refused what it was given, and would refuse it again. Nothing was done.
+    #[error("the database refused a value")]
+    Refused(#[source] Arc<anyhow::Error>),
+    /// Anything else; someone should look. Nothing was done.
     #[error("the database refused")]
     Unexpected(#[source] Arc<anyhow::Error>),
+}
+
+impl StoreError {
+    /// What the store said.
+    pub fn cause(&self) -> &Arc<anyhow::Error> {
+        match self {
+            Self::Unavailable(cause)
+            | Self::InDoubt(cause)
+            | Self::Refused(cause)
+            | Self::Unexpected(cause) => cause,
+        }
+    }
+
+    /// Whether it passes by itself, so that the same may succeed later.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::InDoubt(_) => true,
+            Self::Refused(_) | Self::Unexpected(_) => false,
+        }
+    }
 }
 
 /// A delivery that is to be stored.
@@ -46,7 +72,12 @@ pub enum Stored {
         locked_at: Option<DateTime<Utc>>,
     },
     /// The same event was accepted before, as this delivery; nothing was stored.
-    Duplicate(QueueId),
+    Duplicate {
+        /// The delivery.
+        first: QueueId,
+        /// Whether it was cancelled, so that the event will not be delivered.
+        cancelled: bool,
+    },
     /// The endpoint is not the one that the delivery was made from: look again. Nothing was stored.
     EndpointChanged,
 }
@@ -58,6 +89,17 @@ pub enum Settled {
     Written,
     /// The lease had passed to another worker, whose outcome counts; nothing was written.
     LeaseLost,
+}
+
+/// A lease that nobody uses.
+#[derive(Debug, Clone)]
+pub struct UnusedLease {
+    /// The delivery.
+    pub queue_id: QueueId,
+    /// Who holds it.
+    pub worker_id: WorkerId,
+    /// When it was taken, by the database's clock; `None`: as the delivery was stored.
+    pub locked_at: Option<DateTime<Utc>>,
 }
 
 /// Which leases workers want.
@@ -93,8 +135,13 @@ pub trait DeliveryQueue: Send + Sync {
     /// Stores deliveries in one transaction and answers for each, in order, after the commit.
     async fn enqueue(&self, deliveries: &[Incoming<'_>]) -> Result<Vec<Stored>, StoreError>;
 
-    /// Makes deliveries ready again that may have been stored under leases which nobody uses. Answers which of them were.
-    async fn release(&self, leases: &[(QueueId, WorkerId)]) -> Result<Vec<QueueId>, StoreError>;
+    /// Gives back leases that nobody uses, so that their deliveries are ready again. Answers which of them there were. A
+    /// lease that was taken over from another is that other one again.
+    async fn release(&self, leases: &[UnusedLease]) -> Result<Vec<QueueId>, StoreError>;
+
+    /// Gives back all leases of `workers`, who are no more, but for those on the deliveries in `kept`. Answers how many.
+    /// Reads all that is open.
+    async fn release_orphans(&self, workers: &[WorkerId], kept: &[QueueId]) -> Result<u64, StoreError>;
 
     /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. An expired lease counts
     /// as ready.
@@ -102,10 +149,18 @@ pub trait DeliveryQueue: Send + Sync {
     async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError>;
 
     /// Writes attempts and moves their deliveries on, in one transaction; answers for each, in order.
-    /// An attempt whose lease was lost changes nothing. [`DeadLetterReason::EndpointGone`] also disables the endpoint.
+    /// An attempt whose lease was lost changes nothing, unless nobody has sent the delivery since.
+    /// [`DeadLetterReason::EndpointGone`] also disables the endpoint, if the URL that answered is still one of its own.
     ///
     /// [`DeadLetterReason::EndpointGone`]: crate::domain::retry::DeadLetterReason::EndpointGone
-    async fn settle(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError>;
+    async fn settle(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<Settled>, StoreError>;
+
+    /// Which of these attempts are recorded as they are here: settles that were in doubt.
+    async fn recorded(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<QueueId>, StoreError>;
+
+    /// Cancels `delivery.replay_of`, if it waits, and stores `delivery` in its place, in one transaction. `None` if it does
+    /// not wait any more; nothing is done then.
+    async fn reroute(&self, delivery: &NewDelivery, reason: &str) -> Result<Option<Stored>, StoreError>;
 
     /// Makes at most `limit` deliveries ready whose time has come.
     async fn promote(&self, limit: usize) -> Result<Promotion, StoreError>;
@@ -253,15 +308,35 @@ pub struct HeldCircuit {
     pub circuit: Circuit,
 }
 
+/// A probe that did not close its circuit.
+#[derive(Debug, Clone)]
+pub struct UnsuccessfulProbe {
+    /// How it failed, in words.
+    pub error: String,
+    /// Whether the next one is due later than this one was; not where the receiver is up, and refused the event.
+    pub receiver_fails: bool,
+    /// How long the receiver asks to be left alone.
+    pub retry_after: Duration,
+}
+
 /// The circuits of endpoints, which all processes share. Claims turn open ones into half-open ones.
 #[async_trait]
 pub trait CircuitStore: Send + Sync {
-    /// Opens a closed circuit. Answers when the first probe is due; `None` if it was not closed.
-    async fn open(&self, id: EndpointId, reason: &str) -> Result<Option<Duration>, StoreError>;
+    /// Opens a closed circuit. Answers when the first probe is due; `None` if it was not closed, or has closed less than
+    /// `counted_for` ago: what was counted until then counts no more.
+    async fn open(
+        &self,
+        id: EndpointId,
+        reason: &str,
+        counted_for: Duration,
+    ) -> Result<Option<Duration>, StoreError>;
 
-    /// Opens a half-open circuit again, since its probe failed. Answers when the next one is due; `None` if it was not
-    /// half open.
-    async fn reopen(&self, id: EndpointId, reason: &str) -> Result<Option<Duration>, StoreError>;
+    /// Opens a half-open circuit again, after a probe. Answers when the next one is due; `None` if it was not half open.
+    async fn reopen(&self, id: EndpointId, probe: &UnsuccessfulProbe)
+    -> Result<Option<Duration>, StoreError>;
+
+    /// Makes the probe of an open circuit due now. Answers whether it was open, by failures.
+    async fn probe_now(&self, id: EndpointId) -> Result<bool, StoreError>;
 
     /// Closes a half-open circuit, since its probe succeeded. Answers whether it was half open.
     async fn close(&self, id: EndpointId) -> Result<bool, StoreError>;

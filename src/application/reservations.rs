@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tracing::{debug, warn};
 
-use super::ports::{DeliveryQueue, StoreError};
+use super::ports::{DeliveryQueue, UnusedLease};
 use super::shares::Share;
-use super::slots::Slot;
+use super::slots::{Slot, Slots};
 use super::wakeup::Wakeup;
 use super::worker_pool::WorkerPool;
-use crate::domain::delivery::{Lease, NewDelivery, QueueId, WorkerId};
+use crate::domain::delivery::{Lease, NewDelivery, WorkerId};
 
 /// The shortest and the longest time between two looks for deliveries that may have been stored after all.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -31,11 +31,12 @@ impl Reservation {
             return None;
         }
         let share = workers.shares.take_for_new(delivery.config_id)?;
-        let slot = workers.slots.try_take();
-        if slot.is_none() {
+        let Some(mut slot) = workers.slots.try_take() else {
             workers.shares.hold_back(delivery.config_id);
-        }
-        Some(Self { workers: workers.clone(), slot: slot?, share })
+            return None;
+        };
+        slot.hold(delivery.queue_id);
+        Some(Self { workers: workers.clone(), slot, share })
     }
 
     /// The lease that the delivery should be stored under: whose, and for how long.
@@ -56,7 +57,7 @@ impl Reservation {
 pub async fn release_unconfirmed(
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,
-    mut leases: Vec<(QueueId, WorkerId)>,
+    mut leases: Vec<UnusedLease>,
     lease: Duration,
 ) {
     let begun = Instant::now();
@@ -71,11 +72,48 @@ pub async fn release_unconfirmed(
                     deliveries = released.len(),
                     "deliveries were stored although the database did not answer in time; they are made ready"
                 );
-                leases.retain(|(queue_id, _)| !released.contains(queue_id));
+                leases.retain(|lease| !released.contains(&lease.queue_id));
                 wakeup.announce();
             }
-            Err(StoreError::Unavailable(cause) | StoreError::Unexpected(cause)) => {
-                debug!(error = format!("{cause:#}"), "cannot look for deliveries that may have been stored");
+            Err(error) => {
+                debug!(
+                    error = format!("{:#}", error.cause()),
+                    "cannot look for deliveries that may have been stored"
+                );
+            }
+        }
+    }
+}
+
+/// Gives back what was claimed by `workers`, who have other names by now, although the store did not say so in time; what
+/// slots hold by those names is in use. Looks as long as [`release_unconfirmed`], since the store may be slow to do what it
+/// was asked.
+pub async fn release_orphans(
+    queue: Arc<dyn DeliveryQueue>,
+    slots: Arc<Slots>,
+    wakeup: Arc<Wakeup>,
+    workers: Vec<WorkerId>,
+    lease: Duration,
+) {
+    let begun = Instant::now();
+    let mut pause = LOOK_AGAIN.0;
+    while begun.elapsed() + pause < lease {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK_AGAIN.1);
+        match queue.release_orphans(&workers, &slots.held()).await {
+            Ok(0) => {}
+            Ok(deliveries) => {
+                warn!(
+                    deliveries,
+                    "deliveries were claimed although the database did not answer in time; they are made ready"
+                );
+                wakeup.announce();
+            }
+            Err(error) => {
+                debug!(
+                    error = format!("{:#}", error.cause()),
+                    "cannot look for deliveries that may have been claimed"
+                );
             }
         }
     }

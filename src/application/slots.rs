@@ -1,12 +1,13 @@
 //! The leases that the workers of a process may hold: each worker has a number of slots, one a lease.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::domain::delivery::WorkerId;
+use crate::domain::delivery::{QueueId, WorkerId};
 
 /// With more waiting than fits, a claim waits until it can take as much as it may, or for this.
 const REFILL_WAIT: Duration = Duration::from_millis(20);
@@ -14,16 +15,28 @@ const REFILL_WAIT: Duration = Duration::from_millis(20);
 /// The slots of all workers.
 #[derive(Debug)]
 pub struct Slots {
-    free: Mutex<Vec<WorkerId>>,
+    state: Mutex<State>,
     /// As many permits as there are free slots, or fewer.
     permits: Arc<Semaphore>,
     total: usize,
 }
 
+#[derive(Debug)]
+struct State {
+    /// The workers' names, by their number.
+    workers: Vec<WorkerId>,
+    /// The free slots: the number of the worker of each.
+    free: Vec<usize>,
+    /// The deliveries that slots in use are for.
+    held: HashSet<QueueId>,
+}
+
 /// A worker's right to hold one more lease. It is free again once this is dropped.
 #[derive(Debug)]
 pub struct Slot {
+    number: usize,
     worker: WorkerId,
+    delivery: Option<QueueId>,
     slots: Arc<Slots>,
     /// Given back after the worker.
     _permit: OwnedSemaphorePermit,
@@ -33,9 +46,10 @@ impl Slots {
     /// `each` slots for each worker, all of them free.
     pub fn new(workers: &[WorkerId], each: usize) -> Arc<Self> {
         // round about, so that workers share the work
-        let free: Vec<_> = workers.iter().cycle().take(workers.len() * each).cloned().collect();
+        let free: Vec<usize> = (0..workers.len()).cycle().take(workers.len() * each).collect();
         let total = free.len();
-        Arc::new(Self { free: Mutex::new(free), permits: Arc::new(Semaphore::new(total)), total })
+        let state = State { workers: workers.to_vec(), free, held: HashSet::new() };
+        Arc::new(Self { state: Mutex::new(state), permits: Arc::new(Semaphore::new(total)), total })
     }
 
     /// Waits for a free slot and takes it, with as many more as are free, up to `max`. While `more_waits` than fits, it
@@ -71,18 +85,42 @@ impl Slots {
         self.permits.acquire_many(total).await.expect("the semaphore is never closed").forget();
     }
 
-    fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
-        let worker = self.free().pop().expect("there is a free slot for each permit");
-        Slot { worker, slots: self.clone(), _permit: permit }
+    /// Gives the workers new names, and answers the old ones. Slots in use keep theirs until they are free: so what is under
+    /// the old names, and not among [`Slots::held`], is nobody's.
+    pub fn rename(&self, workers: Vec<WorkerId>) -> Vec<WorkerId> {
+        std::mem::replace(&mut self.state().workers, workers)
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<WorkerId>> {
+    /// The first worker's name.
+    pub fn first_worker(&self) -> Option<WorkerId> {
+        self.state().workers.first().cloned()
+    }
+
+    /// The deliveries that slots in use are for.
+    pub fn held(&self) -> Vec<QueueId> {
+        self.state().held.iter().copied().collect()
+    }
+
+    fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
+        let mut state = self.state();
+        let number = state.free.pop().expect("there is a free slot for each permit");
+        let worker = state.workers[number].clone();
+        Slot { number, worker, delivery: None, slots: self.clone(), _permit: permit }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
         // nothing panics while it is held
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
+    /// Notes what it is used for.
+    pub fn hold(&mut self, delivery: QueueId) {
+        self.delivery = Some(delivery);
+        self.slots.state().held.insert(delivery);
+    }
+
     /// Whose it is.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
@@ -91,7 +129,11 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.slots.free().push(self.worker.clone());
+        let mut state = self.slots.state();
+        state.free.push(self.number);
+        if let Some(delivery) = self.delivery {
+            state.held.remove(&delivery);
+        }
     }
 }
 
@@ -115,6 +157,24 @@ mod tests {
             let held = second.iter().chain(&third).filter(|slot| *slot.worker() == worker).count();
             assert_eq!(held, 4);
         }
+    }
+
+    #[tokio::test]
+    async fn new_names_are_for_slots_that_are_taken_later_and_what_the_others_hold_is_known() {
+        let slots = Slots::new(&workers(), 1);
+        let mut held = slots.try_take().unwrap();
+        let delivery = QueueId::new(uuid::Uuid::now_v7());
+        held.hold(delivery);
+        let renamed: Vec<_> = (1..=3).map(|number| WorkerId::new("test", 0, 1, number)).collect();
+
+        assert_eq!(slots.rename(renamed.clone()), workers());
+
+        assert!(workers().contains(held.worker()));
+        assert_eq!(slots.held(), [delivery]);
+        drop(held);
+        assert_eq!(slots.held(), []);
+        let taken = slots.take(3, false).await;
+        assert!(taken.iter().all(|slot| renamed.contains(slot.worker())));
     }
 
     #[tokio::test]

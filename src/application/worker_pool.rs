@@ -4,18 +4,19 @@ use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use futures_util::future::join_all;
 use rand::RngExt as _;
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use super::deliver::Deliver;
 use super::floors::KnownFloors;
 use super::ports::{Claim, DeliveryQueue, StoreError};
+use super::reservations::release_orphans;
 use super::shares::{Rooms, Share, Shares};
 use super::slots::{Slot, Slots};
 use super::wakeup::Wakeup;
@@ -30,6 +31,9 @@ const PROMOTE_POLL: Duration = Duration::from_millis(500);
 const HELD_POLL: Duration = Duration::from_mins(2);
 /// The wait before a loop that panicked begins again.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
+/// How long a loss is kept back before it is recorded: the worker that was thought lost may know the outcome after all, and
+/// could not write it while the store stood still. Settles are tried again within two seconds.
+const LOSS_GRACE: Duration = Duration::from_secs(3);
 /// The longest wait after the store failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -58,13 +62,33 @@ impl WorkerSettings {
     }
 }
 
+/// The names of the workers of a process: `host:pid:random:n`.
+#[derive(Debug, Clone)]
+pub struct WorkerNames {
+    /// Where it runs.
+    pub host: String,
+    /// As what.
+    pub pid: u32,
+}
+
+impl WorkerNames {
+    /// Names for so many workers, that no worker has had before.
+    fn of(&self, count: usize) -> Vec<WorkerId> {
+        let random = rand::rng().random();
+        (1..=count).map(|number| WorkerId::new(&self.host, self.pid, random, number)).collect()
+    }
+}
+
 /// The workers of one process.
 pub struct WorkerPool {
     queue: Arc<dyn DeliveryQueue>,
     deliver: Deliver,
     wakeup: Arc<Wakeup>,
     settings: WorkerSettings,
-    ids: Vec<WorkerId>,
+    names: WorkerNames,
+    /// Losses that are kept back.
+    losses: TaskTracker,
+    stop: CancellationToken,
     pub(super) slots: Arc<Slots>,
     pub(super) shares: Arc<Shares>,
 }
@@ -77,10 +101,11 @@ impl WorkerPool {
         wakeup: Arc<Wakeup>,
         shares: Arc<Shares>,
         settings: WorkerSettings,
-        ids: Vec<WorkerId>,
+        names: WorkerNames,
     ) -> Self {
-        let slots = Slots::new(&ids, settings.batch_size);
-        Self { queue, deliver, wakeup, settings, ids, slots, shares }
+        let slots = Slots::new(&names.of(settings.count), settings.batch_size);
+        let (losses, stop) = (TaskTracker::new(), CancellationToken::new());
+        Self { queue, deliver, wakeup, settings, names, losses, stop, slots, shares }
     }
 
     /// For how long a lease is taken.
@@ -90,13 +115,16 @@ impl WorkerPool {
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        info!(workers = self.ids.len(), batch_size = self.settings.batch_size, "workers started");
+        info!(workers = self.settings.count, batch_size = self.settings.batch_size, "workers started");
         tokio::join!(
             again_after_panics(&stop, || self.clone().claim_and_attempt(stop.clone())),
             again_after_panics(&stop, || self.clone().promote_what_is_due(stop.clone())),
             again_after_panics(&stop, || self.clone().record_held_losses(stop.clone())),
         );
+        self.stop.cancel();
         self.slots.close().await;
+        self.losses.close();
+        self.losses.wait().await;
         info!("workers stopped, nothing is under way");
     }
 
@@ -123,16 +151,25 @@ impl WorkerPool {
                     more_waits = deliveries.len() == free.len();
                     cursor = deliveries.last().map_or(cursor, |(last, _)| Some(last.config_id));
                     let pacemakers = pacemakers(deliveries.iter().map(|(delivery, _)| delivery));
-                    for ((delivery, share), slot) in deliveries.into_iter().zip(free) {
+                    for ((delivery, share), mut slot) in deliveries.into_iter().zip(free) {
+                        if delivery.abandoned_for.is_some() {
+                            self.record_loss_soon(delivery);
+                            continue;
+                        }
+                        slot.hold(delivery.queue_id);
                         let is_pacemaker = pacemakers.contains(&delivery.queue_id);
                         tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot, share));
                     }
                 }
                 Err(cause) => {
                     drop(free);
+                    if matches!(cause, StoreError::InDoubt(_)) {
+                        self.disown_claims();
+                    }
                     backoff = (backoff * 2).clamp(Duration::from_millis(100), BACKOFF_MAX);
                     let cause = anyhow::Error::new(cause);
-                    warn!(error = format!("{cause:#}"), retry_in_ms = backoff.as_millis(), "cannot claim");
+                    let retry_in_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX);
+                    warn!(error = format!("{cause:#}"), retry_in_ms, "cannot claim");
                 }
             }
             if more_waits && backoff.is_zero() {
@@ -170,7 +207,13 @@ impl WorkerPool {
                 Err(cause) => {
                     self.shares.claim_failed();
                     // what is claimed must be attempted; the next claim tells if the store is still away
-                    return if claimed.is_empty() { Err(cause) } else { Ok(claimed) };
+                    if claimed.is_empty() {
+                        return Err(cause);
+                    }
+                    if matches!(cause, StoreError::InDoubt(_)) {
+                        self.disown_claims();
+                    }
+                    return Ok(claimed);
                 }
             };
             metrics::counter!("webhook_claims_total").increment(1);
@@ -192,8 +235,8 @@ impl WorkerPool {
         share: Share,
     ) {
         let (queue_id, claimed_at) = (delivery.queue_id, delivery.claimed_at);
-        if let Some(starts_in) = delivery.starts_in {
-            sleep_until((delivery.claimed_at + starts_in).into()).await;
+        if let Some(starts_at) = delivery.starts_at {
+            sleep_until(starts_at.into()).await;
             if is_pacemaker {
                 self.wakeup.wake_claimer();
             }
@@ -204,6 +247,27 @@ impl WorkerPool {
         // the slot first: whoever the share wakes finds it free
         drop(slot);
         share.ended_after(claimed_at.elapsed());
+    }
+
+    /// A claim may have taken leases although its answer never came. What is under the workers' names, and in no slot, is such
+    /// a lease, once they have other names.
+    fn disown_claims(&self) {
+        let orphaned = self.slots.rename(self.names.of(self.settings.count));
+        let (queue, slots, wakeup) = (self.queue.clone(), self.slots.clone(), self.wakeup.clone());
+        tokio::spawn(release_orphans(queue, slots, wakeup, orphaned, self.settings.lease));
+    }
+
+    /// Records that the outcome of an attempt is unknown, unless it becomes known within a while. No slot is held meanwhile:
+    /// there are never more of these than leases of workers that were lost.
+    fn record_loss_soon(self: &Arc<Self>, delivery: LeasedDelivery) {
+        let workers = self.clone();
+        self.losses.spawn(async move {
+            tokio::select! {
+                () = workers.stop.cancelled() => {}
+                () = sleep(LOSS_GRACE) => {}
+            }
+            workers.deliver.attempt(delivery).await;
+        });
     }
 
     async fn promote_what_is_due(self: Arc<Self>, stop: CancellationToken) {
@@ -234,11 +298,10 @@ impl WorkerPool {
 
     /// Nothing claims from an endpoint that is held, so the leases that expire there are settled here.
     async fn record_held_losses(self: Arc<Self>, stop: CancellationToken) {
-        let Some(id) = self.ids.first() else { return };
         let limit = self.settings.batch_size;
-        loop {
+        while let Some(id) = self.slots.first_worker() {
             let claim = Claim {
-                worker_ids: vec![id.clone(); limit],
+                worker_ids: vec![id; limit],
                 lease: self.settings.lease,
                 after: None,
                 rooms: Rooms { limit, share: limit, listed: vec![] },
@@ -246,11 +309,13 @@ impl WorkerPool {
                 held: true,
             };
             match self.queue.claim(&claim).await {
-                Ok(lost) if !lost.is_empty() => {
-                    join_all(lost.into_iter().map(|delivery| self.deliver.attempt(delivery))).await;
-                    continue;
+                Ok(lost) => {
+                    let more_may_wait = !lost.is_empty() && !stop.is_cancelled();
+                    lost.into_iter().for_each(|delivery| self.record_loss_soon(delivery));
+                    if more_may_wait {
+                        continue;
+                    }
                 }
-                Ok(_) => {}
                 Err(cause) => {
                     debug!(error = %cause, "cannot look for expired leases of endpoints that are held");
                 }
@@ -266,10 +331,10 @@ impl WorkerPool {
 /// Those that have more claimed when they begin, where an endpoint's rate is limited: the one in the middle of what it has
 /// granted, so that the next grant comes in time, and the last, lest that one found another claim there.
 fn pacemakers<'a>(deliveries: impl Iterator<Item = &'a LeasedDelivery>) -> HashSet<QueueId> {
-    let mut starts: HashMap<EndpointId, Vec<(Duration, QueueId)>> = HashMap::new();
+    let mut starts: HashMap<EndpointId, Vec<(Instant, QueueId)>> = HashMap::new();
     for delivery in deliveries {
-        if let Some(starts_in) = delivery.starts_in {
-            starts.entry(delivery.config_id).or_default().push((starts_in, delivery.queue_id));
+        if let Some(starts_at) = delivery.starts_at {
+            starts.entry(delivery.config_id).or_default().push((starts_at, delivery.queue_id));
         }
     }
     let mut pacemakers = HashSet::new();

@@ -52,6 +52,11 @@ pub enum ConfigsCommand {
         /// Its id.
         id: i64,
     },
+    /// Probe its open circuit now, with the delivery that has waited longest. Uses up no attempt if that fails.
+    Probe {
+        /// Its id.
+        id: i64,
+    },
     /// Delete it: nothing is accepted for it any more, and its open deliveries are cancelled by a running process.
     Delete {
         /// Its id.
@@ -106,6 +111,9 @@ pub struct ConfigArgs {
     /// How many attempts it takes at least.
     #[arg(long, value_name = "N")]
     circuit_attempts_min: Option<i64>,
+    /// With fewer attempts than that, it opens when so many in a row have failed: 1 to 10,000, or none.
+    #[arg(long, value_name = "N", value_parser = limit)]
+    circuit_failures_in_row: Option<Limit>,
     /// From the opening of the circuit to the first probe, in milliseconds; doubled after each failed probe.
     #[arg(long, value_name = "MS")]
     circuit_cooldown_ms: Option<i64>,
@@ -154,6 +162,7 @@ impl ConfigArgs {
                 failure_rate: self.circuit_failure_rate,
                 window_ms: self.circuit_window_ms,
                 attempts_min: self.circuit_attempts_min,
+                failures_in_row: self.circuit_failures_in_row,
                 cooldown_ms: self.circuit_cooldown_ms,
                 cooldown_cap_ms: self.circuit_cooldown_cap_ms,
             },
@@ -187,6 +196,7 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
         ConfigsCommand::Enable { id: number } => endpoints.change(id(number)?, enabled(true)).await?,
         ConfigsCommand::Disable { id: number } => endpoints.change(id(number)?, enabled(false)).await?,
         ConfigsCommand::OpenCircuit { id: number } => endpoints.change(id(number)?, circuit("open")).await?,
+        ConfigsCommand::Probe { id: number } => endpoints.probe(id(number)?).await?,
         ConfigsCommand::CloseCircuit { id: number } => {
             endpoints.change(id(number)?, circuit("closed")).await?
         }

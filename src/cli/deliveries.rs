@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
 use super::output::{fields_table, plain, print_json, progress, say, table};
-use crate::application::manage_deliveries::Replay;
+use crate::application::manage_deliveries::{Replay, ReplayTarget};
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
@@ -215,6 +215,10 @@ pub struct ReplayArgs {
     /// Accepted before this time (RFC 3339).
     #[arg(long, value_name = "TIME", requires = "failed")]
     to: Option<DateTime<Utc>>,
+    /// To the URL that the config has now, instead of the one that was requested. Deliveries that wait can be sent anew so,
+    /// too: they are cancelled.
+    #[arg(long)]
+    current_url: bool,
     /// Only count them.
     #[arg(long, requires = "failed")]
     dry_run: bool,
@@ -242,11 +246,12 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
             ids.len()
         ));
     }
+    let target = if args.current_url { ReplayTarget::CurrentUrl } else { ReplayTarget::SameUrl };
     let bar = progress(Some(ids.len() as u64), "replays");
     let mut replays = Vec::new();
     let mut refused = 0_u64;
     for id in ids {
-        match application.api.deliveries.replay(id).await {
+        match application.api.deliveries.replay(id, target).await {
             Ok(replay) => replays.push(json!({
                 "queue_id": replay.delivery().queue_id.get(),
                 "replay_of": id.get(),

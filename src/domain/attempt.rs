@@ -17,8 +17,25 @@ pub enum AttemptOutcome {
         /// Why, in words; without the query of the URL.
         error: String,
     },
-    /// The worker that made the attempt never told how it ended.
+    /// The worker that made the attempt never reported how it ended.
     Unknown,
+    /// Nothing was sent, for a reason that is ours: an address that no setting allows, no name server, no authorities to
+    /// check certificates by. It says nothing about the receiver, and uses up no attempt.
+    NotSent {
+        /// Why, in words; without the query of the URL.
+        error: String,
+    },
+}
+
+/// What an attempt says about its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceiverSign {
+    /// It is up, and took the event.
+    Well,
+    /// It is up, and refuses this event: others may be welcome.
+    RefusesEvent,
+    /// It does not answer, fails, or lets nobody in.
+    Failing,
 }
 
 /// A receiver's answer.
@@ -39,7 +56,37 @@ impl AttemptOutcome {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Answered(answer) => Some(answer.status),
-            Self::Unanswered { .. } | Self::Unknown => None,
+            Self::Unanswered { .. } | Self::Unknown | Self::NotSent { .. } => None,
+        }
+    }
+
+    /// What it says about the receiver; `None` if nothing.
+    pub fn sign(&self) -> Option<ReceiverSign> {
+        match self {
+            Self::Answered(Answer { status: 200..=299, .. }) => Some(ReceiverSign::Well),
+            // who may come in, whether there is anything at that URL, and how much, are no matters of one event
+            Self::Answered(Answer {
+                status: 401 | 403 | 404 | 407 | 408 | 410 | 421 | 423 | 425 | 426 | 429,
+                ..
+            }) => Some(ReceiverSign::Failing),
+            Self::Answered(Answer { status: 400..=499, .. }) => Some(ReceiverSign::RefusesEvent),
+            Self::Answered(_) | Self::Unanswered { .. } => Some(ReceiverSign::Failing),
+            Self::Unknown | Self::NotSent { .. } => None,
+        }
+    }
+
+    /// This outcome without the texts that came from outside: what remains can be stored whatever they held.
+    #[must_use]
+    pub fn without_text(self) -> Self {
+        match self {
+            Self::Answered(answer) => Self::Answered(Answer {
+                body: String::new(),
+                broken_off: answer.broken_off.map(|_| "the response broke off".into()),
+                ..answer
+            }),
+            Self::Unanswered { .. } => Self::Unanswered { error: "no answer".into() },
+            Self::NotSent { .. } => Self::NotSent { error: "nothing was sent".into() },
+            Self::Unknown => Self::Unknown,
         }
     }
 
@@ -47,16 +94,16 @@ impl AttemptOutcome {
     pub fn body(&self) -> Option<&str> {
         match self {
             Self::Answered(answer) => Some(&answer.body),
-            Self::Unanswered { .. } | Self::Unknown => None,
+            Self::Unanswered { .. } | Self::Unknown | Self::NotSent { .. } => None,
         }
     }
 
     /// What went wrong, in words; `None` if nothing did.
     pub fn error(&self) -> Option<String> {
         match self {
-            Self::Answered(Answer { broken_off: Some(error), .. }) | Self::Unanswered { error } => {
-                Some(error.clone())
-            }
+            Self::Answered(Answer { broken_off: Some(error), .. })
+            | Self::Unanswered { error }
+            | Self::NotSent { error } => Some(error.clone()),
             Self::Answered(Answer { status: 200..=299, .. }) => None,
             Self::Answered(Answer { status: 300..=399, .. }) => Some("redirects are not followed".into()),
             Self::Answered(answer) => Some(format!("the receiver answered {}", answer.status)),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use super::attempt::ReceiverSign;
 use super::invalid::{Faults, Invalid};
 
 /// How far back attempts may count.
@@ -21,17 +22,20 @@ pub struct CircuitPolicy {
     failure_rate: Option<f64>,
     window: Duration,
     attempts_min: u32,
+    failures_in_row: Option<u32>,
     cooldown: Duration,
     cooldown_cap: Duration,
 }
 
 impl Default for CircuitPolicy {
-    /// Opens when 4 of 5 attempts of the last minute have failed, of at least 20; the first probe is due 5 s later.
+    /// Opens when 4 of 5 attempts of the last minute have failed, of at least 20; with fewer, when the last 5 have all failed.
+    /// The first probe is due 5 s later.
     fn default() -> Self {
         Self {
             failure_rate: Some(0.8),
             window: Duration::from_mins(1),
             attempts_min: 20,
+            failures_in_row: Some(5),
             cooldown: Duration::from_secs(5),
             cooldown_cap: Duration::from_mins(5),
         }
@@ -49,6 +53,8 @@ pub struct CircuitParts {
     pub window_ms: Option<i64>,
     /// 1 to 10,000.
     pub attempts_min: Option<i64>,
+    /// 1 to 10,000; inner `None`: failures in a row do not open it.
+    pub failures_in_row: Option<Option<i64>>,
     /// 100 to `cooldown_cap_ms`.
     pub cooldown_ms: Option<i64>,
     /// `cooldown_ms` to 86,400,000.
@@ -69,6 +75,11 @@ impl CircuitPolicy {
         };
         let window = number("window_ms", parts.window_ms, WINDOW_MS, millis(self.window));
         let attempts_min = number("attempts_min", parts.attempts_min, ATTEMPTS_MIN, self.attempts_min.into());
+        let failures_in_row = match parts.failures_in_row {
+            None => self.failures_in_row.map(u64::from),
+            Some(None) => None,
+            Some(given) => Some(number("failures_in_row", given, ATTEMPTS_MIN, 1)),
+        };
         let cooldown = number("cooldown_ms", parts.cooldown_ms, COOLDOWN_MS, millis(self.cooldown));
         let cooldown_cap =
             number("cooldown_cap_ms", parts.cooldown_cap_ms, COOLDOWN_MS, millis(self.cooldown_cap));
@@ -84,6 +95,7 @@ impl CircuitPolicy {
             failure_rate,
             window: Duration::from_millis(window),
             attempts_min: u32::try_from(attempts_min).expect("it is checked"),
+            failures_in_row: failures_in_row.map(|count| u32::try_from(count).expect("it is checked")),
             cooldown: Duration::from_millis(cooldown),
             cooldown_cap: Duration::from_millis(cooldown_cap),
         })
@@ -102,6 +114,11 @@ impl CircuitPolicy {
     /// How many attempts it takes at least.
     pub fn attempts_min(&self) -> u32 {
         self.attempts_min
+    }
+
+    /// How many failures in a row open it where there are fewer attempts than that; `None`: none do.
+    pub fn failures_in_row(&self) -> Option<u32> {
+        self.failures_in_row
     }
 
     /// From the opening to the first probe; doubled after each failed probe.
@@ -186,9 +203,11 @@ pub const OPENED_BY_HAND: &str = "opened by hand";
 pub struct Circuit {
     /// Whether deliveries are let through.
     pub state: CircuitState,
-    /// Why it is not closed.
+    /// Why it opened; `None` while it is closed.
     pub reason: Option<String>,
-    /// When it last changed its state.
+    /// How the last probe failed; `None` if none has since it opened.
+    pub probe_error: Option<String>,
+    /// When it last opened or closed.
     pub changed_at: Option<DateTime<Utc>>,
     /// When the next probe is due, or when the one under way counts as lost.
     pub probe_at: Option<DateTime<Utc>>,
@@ -197,6 +216,26 @@ pub struct Circuit {
 /// How a window is divided: what falls out of it does so in this many steps.
 const SLICES: u32 = 10;
 
+/// An attempt that ended, as a window counts it.
+#[derive(Debug, Clone, Copy)]
+pub struct CountedAttempt {
+    /// When it began.
+    pub started: Instant,
+    /// 0 is the first of its delivery.
+    pub number: u8,
+    /// What it says about the receiver.
+    pub sign: ReceiverSign,
+}
+
+/// Why a circuit should open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// In words.
+    pub reason: String,
+    /// The earliest beginning of an attempt that was counted for it. If the circuit has closed since, it counts for nothing.
+    pub counted_since: Instant,
+}
+
 /// The attempts of an endpoint in the last while, counted.
 #[derive(Debug)]
 pub struct AttemptWindow {
@@ -204,55 +243,101 @@ pub struct AttemptWindow {
     /// Number of the slice that is being filled, since `begun`.
     current: u128,
     slices: [Slice; SLICES as usize],
+    failures_in_row: u32,
+    /// When the receiver last showed that it is up.
+    up_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slice {
     failed: u32,
     all: u32,
+    earliest: Option<Instant>,
 }
 
 impl AttemptWindow {
     /// An empty one.
     pub fn new(now: Instant) -> Self {
-        Self { begun: now, current: 0, slices: [Slice::default(); SLICES as usize] }
+        Self {
+            begun: now,
+            current: 0,
+            slices: [Slice::default(); SLICES as usize],
+            failures_in_row: 0,
+            up_at: None,
+        }
     }
 
-    /// Counts an attempt that ended `now`. Answers why the circuit should open, if it should.
-    pub fn count(&mut self, now: Instant, failed: bool, policy: &CircuitPolicy) -> Option<String> {
+    /// Counts an attempt that ended `now`. Answers why the circuit should open, if it should: with enough attempts, because
+    /// too many of them failed; with few, because the last ones all did.
+    pub fn count(
+        &mut self,
+        now: Instant,
+        attempt: CountedAttempt,
+        policy: &CircuitPolicy,
+    ) -> Option<Opening> {
         self.forget_what_is_old(now, policy.window);
         let slice = self.slice(self.current);
         slice.all += 1;
-        slice.failed += u32::from(failed);
-        let Slice { failed, all } = self.sum();
-        let opens = all >= policy.attempts_min
-            && policy.failure_rate.is_some_and(|rate| f64::from(failed) >= rate * f64::from(all));
-        opens.then(|| {
-            let window = policy.window.as_secs();
-            format!("{failed} of {all} attempts failed within {window} s")
-        })
+        slice.failed += u32::from(attempt.sign != ReceiverSign::Well);
+        slice.earliest = earlier(slice.earliest, Some(attempt.started));
+        self.count_in_row(now, attempt, policy.window);
+        let Slice { failed, all, earliest } = self.sum();
+        let reason = if all >= policy.attempts_min {
+            let opens = policy.failure_rate.is_some_and(|rate| f64::from(failed) >= rate * f64::from(all));
+            opens.then(|| format!("{failed} of {all} attempts failed within {} s", policy.window.as_secs()))
+        } else {
+            // an endpoint that never opens by itself does not open by this either
+            let enough = policy.failure_rate.and(policy.failures_in_row);
+            let opens = enough.is_some_and(|enough| self.failures_in_row >= enough);
+            opens.then(|| format!("{} attempts in a row failed", self.failures_in_row))
+        };
+        Some(Opening { reason: reason?, counted_since: earliest.unwrap_or(now) })
     }
 
-    /// Whether nothing in it has failed.
-    pub fn is_clean(&self) -> bool {
-        self.sum().failed == 0
+    /// Whether nothing of it counts any more.
+    pub fn is_over(&self, now: Instant, policy: &CircuitPolicy) -> bool {
+        let length = policy.window * 2;
+        now.saturating_duration_since(self.begun) > length
+            && self.number_of(now, policy.window) > self.current + u128::from(SLICES)
+    }
+
+    /// Failures in a row of a quiet endpoint include those of the attempt's own delivery, which other processes may have
+    /// made: each of them sees too few.
+    fn count_in_row(&mut self, now: Instant, attempt: CountedAttempt, window: Duration) {
+        match attempt.sign {
+            ReceiverSign::Well | ReceiverSign::RefusesEvent => {
+                self.failures_in_row = 0;
+                self.up_at = Some(now);
+            }
+            ReceiverSign::Failing => {
+                self.failures_in_row = self.failures_in_row.saturating_add(1);
+                let was_up = self.up_at.is_some_and(|at| now.saturating_duration_since(at) <= window);
+                if !was_up {
+                    self.failures_in_row = self.failures_in_row.max(u32::from(attempt.number) + 1);
+                }
+            }
+        }
     }
 
     fn sum(&self) -> Slice {
         self.slices.iter().fold(Slice::default(), |sum, slice| Slice {
             failed: sum.failed + slice.failed,
             all: sum.all + slice.all,
+            earliest: earlier(sum.earliest, slice.earliest),
         })
     }
 
     fn forget_what_is_old(&mut self, now: Instant, window: Duration) {
-        let length = (window / SLICES).max(Duration::from_millis(1));
-        let current =
-            (now.saturating_duration_since(self.begun).as_nanos() / length.as_nanos()).max(self.current);
+        let current = self.number_of(now, window).max(self.current);
         for reused in (self.current + 1..=current).take(SLICES as usize) {
             *self.slice(reused) = Slice::default();
         }
         self.current = current;
+    }
+
+    fn number_of(&self, now: Instant, window: Duration) -> u128 {
+        let length = (window / SLICES).max(Duration::from_millis(1));
+        now.saturating_duration_since(self.begun).as_nanos() / length.as_nanos()
     }
 
     fn slice(&mut self, number: u128) -> &mut Slice {
@@ -261,12 +346,31 @@ impl AttemptWindow {
     }
 }
 
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn policy(parts: &CircuitParts) -> CircuitPolicy {
         CircuitPolicy::default().changed(parts).unwrap()
+    }
+
+    fn first(started: Instant, sign: ReceiverSign) -> CountedAttempt {
+        CountedAttempt { started, number: 0, sign }
+    }
+
+    /// Counts a first attempt that begins and ends now.
+    fn count(
+        window: &mut AttemptWindow,
+        now: Instant,
+        failed: bool,
+        policy: &CircuitPolicy,
+    ) -> Option<String> {
+        let sign = if failed { ReceiverSign::Failing } else { ReceiverSign::Well };
+        window.count(now, first(now, sign), policy).map(|opening| opening.reason)
     }
 
     #[test]
@@ -279,24 +383,81 @@ mod tests {
         let now = Instant::now();
         let mut window = AttemptWindow::new(now);
         for n in 1..10 {
-            assert_eq!(window.count(now, n % 2 == 0, &policy), None, "attempt {n}");
+            assert_eq!(count(&mut window, now, n % 2 == 0, &policy), None, "attempt {n}");
         }
-        assert_eq!(window.count(now, true, &policy).unwrap(), "5 of 10 attempts failed within 60 s");
+        assert_eq!(count(&mut window, now, true, &policy).unwrap(), "5 of 10 attempts failed within 60 s");
 
         let mut healthy = AttemptWindow::new(now);
-        assert!((0..100).all(|n| healthy.count(now, n % 3 == 0, &policy).is_none()));
+        assert!((0..100).all(|n| count(&mut healthy, now, n % 3 == 0, &policy).is_none()));
+    }
+
+    #[test]
+    fn a_burst_of_failures_after_many_successes_opens_nothing() {
+        let (now, policy) = (Instant::now(), CircuitPolicy::default());
+        let mut window = AttemptWindow::new(now);
+        assert!((0..3_000).all(|_| count(&mut window, now, false, &policy).is_none()));
+        assert!((0..25).all(|_| count(&mut window, now, true, &policy).is_none()));
+    }
+
+    #[test]
+    fn with_little_traffic_a_few_failures_in_a_row_open_it_and_a_success_in_between_does_not_let_them() {
+        let (now, policy) = (Instant::now(), CircuitPolicy::default());
+        let mut window = AttemptWindow::new(now);
+        assert!((0..4).all(|_| count(&mut window, now, true, &policy).is_none()));
+        assert_eq!(count(&mut window, now, false, &policy), None);
+        assert!((0..4).all(|_| count(&mut window, now, true, &policy).is_none()));
+        assert_eq!(count(&mut window, now, true, &policy).unwrap(), "5 attempts in a row failed");
+    }
+
+    #[test]
+    fn a_receiver_that_refuses_single_events_is_up() {
+        let (now, policy) = (Instant::now(), CircuitPolicy::default());
+        let mut window = AttemptWindow::new(now);
+        assert!(
+            (0..15).all(|_| window.count(now, first(now, ReceiverSign::RefusesEvent), &policy).is_none())
+        );
+    }
+
+    #[test]
+    fn what_a_delivery_failed_in_other_processes_counts_where_nothing_succeeds_here() {
+        let (now, policy) = (Instant::now(), CircuitPolicy::default());
+        let fifth = CountedAttempt { started: now, number: 4, sign: ReceiverSign::Failing };
+        assert!(AttemptWindow::new(now).count(now, fifth, &policy).is_some());
+
+        let mut busy = AttemptWindow::new(now);
+        count(&mut busy, now, false, &policy);
+        assert_eq!(busy.count(now, fifth, &policy), None);
+    }
+
+    #[test]
+    fn an_opening_says_since_when_it_counted() {
+        let (now, policy) = (
+            Instant::now(),
+            policy(&CircuitParts { failures_in_row: Some(Some(2)), ..CircuitParts::default() }),
+        );
+        let mut window = AttemptWindow::new(now);
+        let earlier = now - Duration::from_secs(9);
+        assert_eq!(window.count(now, first(earlier, ReceiverSign::Failing), &policy), None);
+        let opening = window.count(now, first(now, ReceiverSign::Failing), &policy).unwrap();
+        assert_eq!(opening.counted_since, earlier);
     }
 
     #[test]
     fn what_is_older_than_the_window_does_not_count() {
-        let policy = policy(&CircuitParts { attempts_min: Some(2), ..CircuitParts::default() });
+        let policy = policy(&CircuitParts {
+            attempts_min: Some(2),
+            failures_in_row: Some(None),
+            ..CircuitParts::default()
+        });
         let begun = Instant::now();
         let mut window = AttemptWindow::new(begun);
-        assert_eq!(window.count(begun, true, &policy), None);
-        assert_eq!(window.count(begun + Duration::from_secs(61), true, &policy), None);
-        assert!(window.count(begun + Duration::from_secs(70), true, &policy).is_some());
-        assert_eq!(window.count(begun + Duration::from_hours(24), false, &policy), None);
-        assert!(window.is_clean());
+        assert_eq!(count(&mut window, begun, true, &policy), None);
+        assert_eq!(count(&mut window, begun + Duration::from_secs(61), true, &policy), None);
+        assert!(count(&mut window, begun + Duration::from_secs(70), true, &policy).is_some());
+        let much_later = begun + Duration::from_hours(24);
+        assert!(window.is_over(much_later, &policy));
+        assert_eq!(count(&mut window, much_later, false, &policy), None);
+        assert!(!window.is_over(much_later, &policy));
     }
 
     #[test]
@@ -304,7 +465,7 @@ mod tests {
         let policy = policy(&CircuitParts { failure_rate: Some(None), ..CircuitParts::default() });
         let now = Instant::now();
         let mut window = AttemptWindow::new(now);
-        assert!((0..1_000).all(|_| window.count(now, true, &policy).is_none()));
+        assert!((0..1_000).all(|_| count(&mut window, now, true, &policy).is_none()));
     }
 
     #[test]
@@ -313,6 +474,7 @@ mod tests {
             failure_rate: Some(Some(0.0)),
             window_ms: Some(1),
             attempts_min: Some(0),
+            failures_in_row: Some(Some(0)),
             cooldown_ms: Some(2_000),
             cooldown_cap_ms: Some(1_000),
             ..CircuitParts::default()
@@ -320,7 +482,7 @@ mod tests {
         let invalid = CircuitPolicy::default().changed(&parts).unwrap_err();
         let mut fields: Vec<_> = invalid.errors().iter().map(|error| error.field.as_str()).collect();
         fields.sort_unstable();
-        let all = ["attempts_min", "cooldown_cap_ms", "failure_rate", "window_ms"];
+        let all = ["attempts_min", "cooldown_cap_ms", "failure_rate", "failures_in_row", "window_ms"];
         assert_eq!(fields, all.map(|field| format!("circuit.{field}")));
         for rate in [f64::NAN, -0.1, 1.1] {
             let parts = CircuitParts { failure_rate: Some(Some(rate)), ..CircuitParts::default() };

@@ -214,7 +214,7 @@ impl NewDelivery {
             ready_since: lease.locked_at,
             probe: false,
             in_flight_limited: false,
-            starts_in: None,
+            starts_at: None,
             claimed_at: begun,
             lease,
         }
@@ -289,8 +289,8 @@ pub struct LeasedDelivery {
     pub probe: bool,
     /// Whether the endpoint limits what is in flight: then more may be claimed from it once this attempt has ended.
     pub in_flight_limited: bool,
-    /// How long after `claimed_at` it may begin, where the endpoint's rate is limited.
-    pub starts_in: Option<Duration>,
+    /// When it may begin, where the endpoint's rate is limited, by this process's monotonic clock.
+    pub starts_at: Option<Instant>,
     /// When the lease was taken, or a little earlier, by this process's monotonic clock.
     pub claimed_at: Instant,
 }
@@ -298,7 +298,7 @@ pub struct LeasedDelivery {
 impl LeasedDelivery {
     /// Whether the endpoint has limits: what it may give is then known to the store alone.
     pub fn is_limited(&self) -> bool {
-        self.in_flight_limited || self.starts_in.is_some()
+        self.in_flight_limited || self.starts_at.is_some()
     }
 }
 
@@ -311,6 +311,8 @@ pub struct FinishedAttempt {
     pub lease: Lease,
     /// The endpoint.
     pub config_id: EndpointId,
+    /// What was requested.
+    pub webhook_url: String,
     /// 0 is the first.
     pub number: u8,
     /// When it began and ended.
@@ -429,7 +431,7 @@ pub(crate) mod tests {
             ready_since: DateTime::UNIX_EPOCH,
             probe: false,
             in_flight_limited: false,
-            starts_in: None,
+            starts_at: None,
             claimed_at: Instant::now(),
         }
     }

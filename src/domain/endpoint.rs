@@ -245,6 +245,18 @@ impl EndpointParts {
 }
 
 impl EndpointSettings {
+    /// Its URLs, with the names of their fields.
+    pub fn urls(&self) -> Vec<(&'static str, &EndpointUrl)> {
+        let urls = [("postback_url", &self.postback_url), ("chargeback_url", &self.chargeback_url)];
+        urls.into_iter().filter_map(|(field, url)| Some((field, url.as_ref()?))).collect()
+    }
+
+    /// Those of its URLs that `before` did not have in the same field.
+    pub fn urls_that_differ(&self, before: &Self) -> Vec<(&'static str, &EndpointUrl)> {
+        let known = before.urls();
+        self.urls().into_iter().filter(|url| !known.contains(url)).collect()
+    }
+
     /// Checks all parts and reports all faults at once; what is missing has its default.
     pub fn parse(parts: EndpointParts) -> Result<Self, Invalid> {
         let unnamed = Self {

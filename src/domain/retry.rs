@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt as _};
 
-use super::attempt::{Answer, AttemptOutcome};
+use super::attempt::{Answer, AttemptOutcome, ReceiverSign};
 use super::invalid::{Faults, Invalid};
 
 /// The most attempts after the first that a delivery can record.
@@ -44,8 +44,9 @@ pub enum Verdict {
     RetryIn(Duration),
     /// Nothing will attempt it again unless asked.
     DeadLetter(DeadLetterReason),
-    /// The request was a probe of an open circuit, and failed: the delivery waits on, as if nothing had been sent.
-    ProbeFailed,
+    /// The delivery waits on, and no attempt is used up: the request was a probe of an open circuit, and failed, or nothing
+    /// could be sent at all.
+    WaitsOn,
 }
 
 /// Why a delivery failed for good.
@@ -137,6 +138,7 @@ impl RetryPolicy {
             AttemptOutcome::Answered(Answer { status: 410, .. }) => {
                 return Verdict::DeadLetter(DeadLetterReason::EndpointGone);
             }
+            AttemptOutcome::NotSent { .. } => return Verdict::WaitsOn,
             AttemptOutcome::Answered(answer) => answer.retry_after,
             AttemptOutcome::Unanswered { .. } | AttemptOutcome::Unknown => None,
         };
@@ -147,16 +149,21 @@ impl RetryPolicy {
         Verdict::RetryIn(self.delay(number + 1, rng).max(asked))
     }
 
-    /// Judges a probe of an open circuit, which uses up no attempt if it fails.
-    pub fn judge_probe(outcome: &AttemptOutcome) -> Verdict {
-        match outcome {
-            AttemptOutcome::Answered(Answer { status: 200..=299, .. }) => Verdict::Completed,
-            AttemptOutcome::Answered(Answer { status: 410, .. }) => {
-                Verdict::DeadLetter(DeadLetterReason::EndpointGone)
+    /// Judges a probe of an open circuit, which uses up no attempt if the receiver is still failing. One that is up and
+    /// refuses the event is an attempt like any other, or the delivery would be sent for ever.
+    pub fn judge_probe(
+        &self,
+        number: u8,
+        max_retries: u8,
+        outcome: &AttemptOutcome,
+        rng: &mut impl Rng,
+    ) -> Verdict {
+        match (outcome, outcome.sign()) {
+            (AttemptOutcome::Answered(Answer { status: 410, .. }), _)
+            | (_, Some(ReceiverSign::Well | ReceiverSign::RefusesEvent)) => {
+                self.judge(number, max_retries, outcome, rng)
             }
-            AttemptOutcome::Answered(_) | AttemptOutcome::Unanswered { .. } | AttemptOutcome::Unknown => {
-                Verdict::ProbeFailed
-            }
+            (_, Some(ReceiverSign::Failing) | None) => Verdict::WaitsOn,
         }
     }
 
@@ -199,6 +206,27 @@ mod tests {
     fn gone_ends_the_delivery_at_once() {
         let verdict = judge(0, &answered(410, None));
         assert_eq!(verdict, Verdict::DeadLetter(DeadLetterReason::EndpointGone));
+    }
+
+    #[test]
+    fn a_probe_uses_up_an_attempt_only_where_the_receiver_is_up() {
+        let judge =
+            |outcome| RetryPolicy::default().judge_probe(0, 6, &outcome, &mut StdRng::seed_from_u64(1));
+        assert_eq!(judge(answered(204, None)), Verdict::Completed);
+        assert_eq!(judge(answered(410, None)), Verdict::DeadLetter(DeadLetterReason::EndpointGone));
+        for refused in [400, 409, 413, 422] {
+            assert!(matches!(judge(answered(refused, None)), Verdict::RetryIn(_)), "{refused}");
+        }
+        for failing in [302, 401, 404, 429, 500, 503] {
+            assert_eq!(judge(answered(failing, None)), Verdict::WaitsOn, "{failing}");
+        }
+        assert_eq!(judge(AttemptOutcome::Unanswered { error: "refused".into() }), Verdict::WaitsOn);
+    }
+
+    #[test]
+    fn what_was_never_sent_uses_up_no_attempt() {
+        let not_sent = AttemptOutcome::NotSent { error: "no name server answers".into() };
+        assert_eq!(judge(6, &not_sent), Verdict::WaitsOn);
     }
 
     #[test]

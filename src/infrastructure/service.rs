@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
-use rand::RngExt as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -28,9 +27,8 @@ use crate::application::manage_endpoints::ManageEndpoints;
 use crate::application::shares::Shares;
 use crate::application::upkeep;
 use crate::application::wakeup::Wakeup;
-use crate::application::worker_pool::WorkerPool;
+use crate::application::worker_pool::{WorkerNames, WorkerPool};
 use crate::domain::address::AddressPolicy;
-use crate::domain::delivery::WorkerId;
 
 /// How long an enqueue may take before it is answered with 503.
 const ENQUEUE_PATIENCE: Duration = Duration::from_millis(1800);
@@ -182,11 +180,18 @@ impl Application {
             enqueue: enqueue.clone(),
             deliveries: Arc::new(ManageDeliveries::new(
                 store.clone(),
+                store.clone(),
                 directory.clone(),
                 enqueue,
                 wakeup.clone(),
             )),
-            endpoints: Arc::new(ManageEndpoints::new(store, directory, addresses, wakeup.clone())),
+            endpoints: Arc::new(ManageEndpoints::new(
+                store.clone(),
+                store,
+                directory,
+                addresses,
+                wakeup.clone(),
+            )),
         };
         Self { api, wakeup, workers }
     }
@@ -215,8 +220,7 @@ fn worker_pool(
         wakeup.clone(),
         shares.clone(),
     );
-    let ids = worker_ids(settings.workers.count);
-    Ok(WorkerPool::new(store, deliver, wakeup.clone(), shares, settings.workers.clone(), ids))
+    Ok(WorkerPool::new(store, deliver, wakeup.clone(), shares, settings.workers.clone(), worker_names()))
 }
 
 /// Lets this process have as many files open as the system allows it: each connection is one, and a common limit is 1,024.
@@ -331,15 +335,14 @@ async fn keep_embedded_postgres_running(
     }
 }
 
-/// `host:pid:random:n`, so that two workers never have the same name, wherever they run.
-fn worker_ids(count: usize) -> Vec<WorkerId> {
+/// Two workers never have the same name, wherever they run.
+fn worker_names() -> WorkerNames {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = match host.trim() {
         "" => "unknown-host",
         name => name,
     };
-    let random = rand::rng().random();
-    (1..=count).map(|number| WorkerId::new(host, std::process::id(), random, number)).collect()
+    WorkerNames { host: host.to_owned(), pid: std::process::id() }
 }
 
 /// Histograms hold single values until someone reads them; this folds them into their buckets.

@@ -51,6 +51,7 @@ fn the_openapi_document_names_every_route_of_the_contract() {
         "GET /api/webhooks/{id}",
         "PATCH /api/webhooks/{id}",
         "DELETE /api/webhooks/{id}",
+        "POST /api/webhooks/{id}/probe",
         "GET /health",
         "GET /health/live",
         "GET /health/ready",

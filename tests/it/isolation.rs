@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use webhook_processor::application::ports::CircuitStore as _;
+use webhook_processor::domain::endpoint::EndpointId;
+use webhook_processor::infrastructure::postgres::Database;
 use webhook_processor::infrastructure::service::Role;
 
 use crate::support::eventually;
@@ -56,7 +59,7 @@ async fn a_circuit_opens_after_failures_holds_deliveries_without_attempts_and_cl
     credits(&service.api, config, 30).await;
     let open = eventually("a failed probe", async || {
         let circuit = circuit(&service.api, config).await;
-        (circuit["reason"] == "the last probe failed: the receiver answered 503").then_some(circuit)
+        (circuit["probe_error"] == "the receiver answered 503").then_some(circuit)
     })
     .await;
     assert_ne!(open["state"], "closed");
@@ -297,4 +300,309 @@ async fn limits_and_circuits_out_of_bounds_are_refused_field_by_field() {
         service.api.patch(&path, json!({"max_in_flight": null, "rate_limit_per_second": 5})).await.json();
     assert_eq!((&changed["max_in_flight"], &changed["rate_limit_per_second"]), (&Value::Null, &json!(5)));
     service.stop().await;
+}
+
+#[tokio::test]
+async fn the_figures_of_a_circuit_say_when_and_why_it_opened_however_many_probes_fail() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let config = service.api.register(&receiver.url, touchy()).await;
+    receiver.reply_always(Reply::status(503));
+    credits(&service.api, config, 5).await;
+    let opened = circuit_in(&service.api, config, "open").await;
+    eventually("failed probes", async || {
+        let probes: i64 = service.database.scalar("select count(*) from webhook_probes").await;
+        (probes >= 3).then_some(())
+    })
+    .await;
+
+    let later = circuit(&service.api, config).await;
+    assert_eq!((&later["changed_at"], &later["reason"]), (&opened["changed_at"], &opened["reason"]));
+    assert!(later["reason"].as_str().unwrap().contains("attempts failed"), "{later}");
+    assert_eq!(later["probe_error"], "the receiver answered 503");
+
+    receiver.reply_always(Reply::status(200));
+    circuit_in(&service.api, config, "closed").await;
+    let openings: i64 = service
+        .database
+        .scalar("select count(*) from webhook_circuit_openings where opened_at < closed_at and reason like '%attempts failed%'")
+        .await;
+    assert_eq!(openings, 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_quiet_endpoint_that_is_down_keeps_the_retries_of_its_few_events() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let settings = json!({"retry_base_ms": 1, "retry_cap_ms": 1, "circuit": {"cooldown_ms": 100, "cooldown_cap_ms": 100}});
+    let config = service.api.register(&receiver.url, settings).await;
+    receiver.reply_always(Reply::status(500));
+
+    credits(&service.api, config, 3).await;
+    let opened = circuit_in(&service.api, config, "open").await;
+    assert!(opened["reason"].as_str().unwrap().ends_with("attempts in a row failed"), "{opened}");
+    // an outage many times as long as all retries
+    eventually("many probes", async || {
+        let probes: i64 = service.database.scalar("select count(*) from webhook_probes").await;
+        (probes >= 15).then_some(())
+    })
+    .await;
+
+    receiver.reply_always(Reply::status(200));
+    completed(&service, 3).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn events_that_are_refused_hold_up_no_good_ones() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let settings = json!({"retry_base_ms": 1, "retry_cap_ms": 1,
+                          "circuit": {"cooldown_ms": 100, "cooldown_cap_ms": 60_000}});
+    let config = service.api.register(&receiver.url, settings).await;
+    receiver.refuse_where("bad", 422);
+    let event = |kind: &str, n: usize| json!({"event_type": "+credit", "config_id": config, "event_id": format!("{kind}-{n}"), "url_params": {"kind": kind}});
+    let bad: Vec<_> = (0..25).map(|n| event("bad", n)).collect();
+    service.api.post("/webhooks/batch", json!(bad)).await;
+    circuit_in(&service.api, config, "open").await;
+
+    let good: Vec<_> = (0..5).map(|n| event("good", n)).collect();
+    service.api.post("/webhooks/batch", json!(good)).await;
+
+    // the cooldown never grows: probes that were refused are no sign of trouble, and a fresh delivery goes first
+    completed(&service, 5).await;
+    let failed_probes: i32 =
+        service.database.scalar("select circuit_failed_probes from webhook_configs").await;
+    assert_eq!(failed_probes, 0);
+    // and those that nobody wants end as what they are
+    eventually("25 dead letters", async || {
+        let dead: i64 =
+            service.database.scalar("select count(*) from webhook_queue where status = 'failed'").await;
+        (dead == 25).then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_counted_before_a_circuit_closed_does_not_open_it_again() {
+    let database = TestDatabase::new().await;
+    let api = TestService::start_with(Role::Api, database.clone(), &[]).await;
+    let config = EndpointId::from_stored(api.api.register("http://127.0.0.1:1", json!({})).await);
+    let store = Database::new(database.options.clone(), 2);
+    assert!(store.open(config, "down", Duration::ZERO).await.unwrap().is_some());
+    api.api.patch(&format!("/api/webhooks/{config}"), json!({"circuit": {"state": "closed"}})).await;
+
+    assert_eq!(store.open(config, "down", Duration::from_mins(1)).await.unwrap(), None);
+    assert!(store.open(config, "down", Duration::ZERO).await.unwrap().is_some());
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_can_be_asked_for_and_costs_no_attempt() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let settings =
+        json!({"circuit": {"attempts_min": 1, "cooldown_ms": 86_400_000, "cooldown_cap_ms": 86_400_000}});
+    let config = service.api.register(&receiver.url, settings).await;
+    let path = format!("/api/webhooks/{config}/probe");
+    assert_eq!(service.api.post(&path, json!({})).await.status, 409, "it is closed");
+    receiver.reply_always(Reply::status(500));
+    let queue_id = service.api.credit(config).await;
+    circuit_in(&service.api, config, "open").await;
+    eventually("its retry is due", async || {
+        let ready: i64 = service
+            .database
+            .scalar("select count(*) from webhook_queue_open where ready_since is not null")
+            .await;
+        (ready == 1).then_some(())
+    })
+    .await;
+
+    let probed = service.api.post(&path, json!({})).await;
+    assert_eq!(probed.status, 200, "{}", probed.text);
+    eventually("the probe", async || (receiver.count() == 2).then_some(())).await;
+    circuit_in(&service.api, config, "open").await;
+    let waiting = service.api.delivery_in(&queue_id, "pending").await;
+    assert_eq!(waiting["retry_count"], 1);
+
+    receiver.reply_always(Reply::status(200));
+    service.api.post(&path, json!({})).await;
+    service.api.delivery_in(&queue_id, "completed").await;
+    circuit_in(&service.api, config, "closed").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn after_an_outage_traffic_grows_step_by_step() {
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let config = service.api.register(&receiver.url, json!({})).await;
+    let path = format!("/api/webhooks/{config}");
+    service.api.patch(&path, json!({"circuit": {"state": "open"}})).await;
+    credits(&service.api, config, 200).await;
+
+    service.api.patch(&path, json!({"circuit": {"state": "closed"}})).await;
+    completed(&service, 200).await;
+
+    let arrivals: Vec<_> = receiver.arrivals().iter().map(|arrival| arrival.at).collect();
+    let in_first =
+        |seconds| arrivals.iter().filter(|at| **at - arrivals[0] < Duration::from_secs(seconds)).count();
+    // 10 a second, 20, 40, 80, and a tenth of a second's worth ahead; the clocks of both sides differ by a second at most
+    assert!(in_first(1) <= 35, "{} in the first second", in_first(1));
+    assert!(in_first(2) <= 80, "{} in the first two", in_first(2));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_config_with_another_url_begins_anew() {
+    let (gone, new, service) =
+        (TestReceiver::start().await, TestReceiver::start().await, TestService::start().await);
+    let config = service.api.register(&gone.url, touchy()).await;
+    let path = format!("/api/webhooks/{config}");
+    gone.reply_always(Reply::status(503));
+    credits(&service.api, config, 10).await;
+    circuit_in(&service.api, config, "open").await;
+    gone.reply_always(Reply::status(503).after(Duration::from_hours(1)));
+
+    let changed = service.api.patch(&path, json!({"postback_url": format!("{}/new", new.url)})).await.json();
+    assert_eq!(
+        (&changed["circuit"]["state"], &changed["circuit"]["reason"]),
+        (&json!("closed"), &Value::Null)
+    );
+    let fresh = service.api.credit(config).await;
+    service.api.delivery_in(&fresh, "completed").await;
+
+    // one that someone opened stays open
+    service.api.patch(&path, json!({"circuit": {"state": "open"}})).await;
+    let changed = service.api.patch(&path, json!({"postback_url": new.url})).await.json();
+    assert_eq!(changed["circuit"]["state"], "open");
+}
+
+#[tokio::test]
+async fn gone_from_a_url_that_the_config_had_before_disables_nothing() {
+    let (old, new, service) =
+        (TestReceiver::start().await, TestReceiver::start().await, TestService::start().await);
+    let config = service.api.register(&old.url, json!({"enabled": false})).await;
+    let to_old = service.api.credit(config).await;
+    old.reply_always(Reply::status(410));
+
+    let path = format!("/api/webhooks/{config}");
+    service.api.patch(&path, json!({"postback_url": new.url, "enabled": true})).await;
+    service.api.delivery_in(&to_old, "failed").await;
+
+    let to_new = service.api.credit(config).await;
+    service.api.delivery_in(&to_new, "completed").await;
+    assert_eq!(service.api.get(&path).await.json()["enabled"], true);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_waits_and_what_is_dead_can_be_sent_to_the_current_url() {
+    let (old, new, service) =
+        (TestReceiver::start().await, TestReceiver::start().await, TestService::start().await);
+    let config = service.api.register(&old.url, json!({"max_retries": 0})).await;
+    old.reply_always(Reply::status(500));
+    let dead = service.api.credit(config).await;
+    service.api.delivery_in(&dead, "failed").await;
+    let path = format!("/api/webhooks/{config}");
+    service.api.patch(&path, json!({"enabled": false})).await;
+    let body = json!({"event_type": "+credit", "config_id": config, "event_id": "e-1", "url_params": {"value": 100.25}});
+    let waiting =
+        service.api.post("/webhooks", body.clone()).await.json()["queue_id"].as_str().unwrap().to_owned();
+    let replay = async |id: &str| {
+        service.api.post(&format!("/webhooks/{id}/replay"), json!({"current_url": true})).await
+    };
+    assert_eq!(replay(&waiting).await.status, 409, "it waits for that URL already");
+
+    service.api.patch(&path, json!({"postback_url": format!("{}/moved?a=1", new.url), "enabled": true, "circuit": {"state": "closed"}})).await;
+    service.api.patch(&path, json!({"enabled": false})).await;
+    let (of_dead, of_waiting) = (replay(&dead).await, replay(&waiting).await);
+    assert_eq!((of_dead.status, of_waiting.status), (201, 201), "{} {}", of_dead.text, of_waiting.text);
+    assert_eq!(of_waiting.json()["replay_of"], waiting);
+    let cancelled = service.api.get(&format!("/webhooks/{waiting}")).await.json();
+    assert_eq!(cancelled["status"], "cancelled");
+    assert!(
+        cancelled["status_reason"]
+            .as_str()
+            .unwrap()
+            .contains(of_waiting.json()["queue_id"].as_str().unwrap())
+    );
+    // asked again, nothing more is made
+    assert_eq!(replay(&waiting).await.status, 200);
+
+    service.api.patch(&path, json!({"enabled": true})).await;
+    let delivered =
+        service.api.delivery_in(of_waiting.json()["queue_id"].as_str().unwrap(), "completed").await;
+    assert!(delivered["webhook_url"].as_str().unwrap().ends_with("/moved?a=1&value=100.25"), "{delivered}");
+    service.api.delivery_in(of_dead.json()["queue_id"].as_str().unwrap(), "completed").await;
+    assert_eq!((old.count(), new.count()), (1, 2));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_sends_a_cancelled_event_again_is_told_that_it_is_not_delivered() {
+    let service = TestService::start().await;
+    let config = service.api.register("http://127.0.0.1:1", json!({"enabled": false})).await;
+    let event = json!({"event_type": "+credit", "config_id": config, "event_id": "e-1"});
+    let queue_id =
+        service.api.post("/webhooks", event.clone()).await.json()["queue_id"].as_str().unwrap().to_owned();
+    assert_eq!(service.api.post("/webhooks", event.clone()).await.status, 200);
+    service.api.post(&format!("/webhooks/{queue_id}/cancel"), json!({})).await;
+
+    let again = service.api.post("/webhooks", event.clone()).await;
+    assert_eq!(again.status, 409, "{}", again.text);
+    assert!(again.json()["detail"].as_str().unwrap().contains(&queue_id), "{}", again.text);
+    let batch = service.api.post("/webhooks/batch", json!([event])).await.json();
+    assert_eq!(batch["results"][0]["error"]["status"], 409, "{batch}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn faults_of_our_own_hold_deliveries_and_use_up_no_attempts() {
+    let receiver = TestReceiver::start().await;
+    let database = TestDatabase::new().await;
+    let api = TestService::start_with(Role::Api, database.clone(), &[]).await;
+    let settings = json!({"max_retries": 0, "circuit": {"cooldown_ms": 100, "cooldown_cap_ms": 100}});
+    let config = api.api.register(&receiver.url, settings).await;
+    let queue_id = api.api.credit(config).await;
+
+    // a worker that was started without the setting
+    let worker =
+        TestService::start_with(Role::Worker, database.clone(), &[("EGRESS_ALLOW", "10.0.0.0/8")]).await;
+    let held = circuit_in(&api.api, config, "open").await;
+    assert!(held["reason"].as_str().unwrap().contains("EGRESS_ALLOW"), "{held}");
+    eventually("several probes", async || {
+        let probes: i64 = database.scalar("select count(*) from webhook_probes").await;
+        (probes >= 3).then_some(())
+    })
+    .await;
+    let waiting = api.api.delivery_in(&queue_id, "pending").await;
+    assert_eq!((&waiting["retry_count"], receiver.count()), (&json!(0), 0));
+    worker.stop().await;
+
+    let mended = TestService::start_with(Role::Worker, database, &[]).await;
+    api.api.delivery_in(&queue_id, "completed").await;
+    assert_eq!(receiver.count(), 1);
+    mended.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_checks_what_it_changes_so_that_pausing_always_works() {
+    let database = TestDatabase::new().await;
+    let api = TestService::start_with(Role::Api, database.clone(), &[]).await;
+    let config = api.api.register("http://127.0.0.1:1", json!({})).await;
+    let strict = TestService::start_with(Role::Api, database, &[("EGRESS_ALLOW", "10.0.0.0/8")]).await;
+    let path = format!("/api/webhooks/{config}");
+
+    for change in [
+        json!({"enabled": false}),
+        json!({"circuit": {"state": "open"}}),
+        json!({"max_in_flight": 5}),
+        json!({}),
+    ] {
+        let changed = strict.api.patch(&path, change.clone()).await;
+        assert_eq!(changed.status, 200, "{change}: {}", changed.text);
+    }
+    let refused = strict.api.patch(&path, json!({"postback_url": "http://127.0.0.1:2/"})).await;
+    assert_eq!((refused.status, refused.fields()), (422, vec!["postback_url".to_owned()]));
+    strict.stop().await;
+    api.stop().await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use uuid::Uuid;
 use webhook_processor::application::ports::{
-    Claim, DeliveryQueue as _, EndpointStore as _, Incoming, Settled, Stored,
+    Claim, DeliveryQueue as _, EndpointStore as _, Incoming, Settled, StoreError, Stored, UnusedLease,
 };
 use webhook_processor::application::reservations::release_unconfirmed;
 use webhook_processor::application::shares::Rooms;
@@ -37,6 +37,7 @@ fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
         queue_id: delivery.queue_id,
         lease: delivery.lease.clone(),
         config_id: delivery.config_id,
+        webhook_url: delivery.webhook_url.clone(),
         number: delivery.attempt,
         times: AttemptTimes::Measured { started: now, ended: now },
         outcome: AttemptOutcome::Answered(Answer {
@@ -147,7 +148,7 @@ async fn what_was_stored_under_a_lease_that_nobody_was_told_of_is_made_ready() {
     let incoming = Incoming { delivery: &delivery, lease: Some((&worker, lease)) };
     let stored = queue.enqueue(&[incoming]).await.unwrap();
     assert!(matches!(stored[..], [Stored::New { locked_at: Some(_) }]), "{stored:?}");
-    let leases = vec![(delivery.queue_id, worker)];
+    let leases = vec![UnusedLease { queue_id: delivery.queue_id, worker_id: worker, locked_at: None }];
 
     release_unconfirmed(Arc::new(queue), Arc::default(), leases, lease).await;
 
@@ -173,10 +174,10 @@ async fn a_settle_whose_lease_has_passed_to_another_worker_changes_nothing() {
 
     assert_eq!(second.len(), 1);
     assert!(second[0].abandoned_for.is_some_and(|age| age >= Duration::from_secs(119)));
-    assert_eq!(queue.settle(&[delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
     assert_eq!(api.api.get(&format!("/webhooks/{queue_id}")).await.json()["status"], "processing");
-    assert_eq!(queue.settle(&[delivered(&second[0])]).await.unwrap(), [Settled::Written]);
-    assert_eq!(queue.settle(&[delivered(&second[0])]).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(queue.settle(&[&delivered(&second[0])]).await.unwrap(), [Settled::Written]);
+    assert_eq!(queue.settle(&[&delivered(&second[0])]).await.unwrap(), [Settled::LeaseLost]);
     api.stop().await;
 }
 
@@ -188,8 +189,8 @@ async fn the_same_worker_cannot_settle_by_an_older_lease_of_its_own() {
     let second = queue.claim(&claim(1, 10)).await.unwrap();
 
     assert_eq!(first[0].lease.worker_id, second[0].lease.worker_id);
-    assert_eq!(queue.settle(&[delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
-    assert_eq!(queue.settle(&[delivered(&second[0])]).await.unwrap(), [Settled::Written]);
+    assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(queue.settle(&[&delivered(&second[0])]).await.unwrap(), [Settled::Written]);
     api.stop().await;
 }
 
@@ -325,5 +326,243 @@ async fn a_claim_is_fair_to_an_endpoint_beside_one_with_a_long_backlog() {
         neighbour
     );
     assert_eq!(second.len(), 50);
+    api.stop().await;
+}
+
+/// An attempt of which nobody knows how it ended, as its takeover records it.
+fn lost(delivery: &LeasedDelivery) -> FinishedAttempt {
+    let (found, leased_for) = (std::time::Instant::now(), delivery.abandoned_for.unwrap());
+    FinishedAttempt {
+        times: AttemptTimes::Lost { found, leased_for },
+        outcome: AttemptOutcome::Unknown,
+        verdict: Verdict::RetryIn(Duration::ZERO),
+        ..delivered(delivery)
+    }
+}
+
+/// Lets all leases end, as if their time had passed.
+async fn end_leases(api: &TestService) {
+    api.database
+        .execute("update webhook_queue_open set lock_expires_at = locked_at + interval '1 microsecond' where status = 'processing'")
+        .await;
+}
+
+#[tokio::test]
+async fn a_known_outcome_wins_over_a_takeover_until_the_delivery_is_sent_again() {
+    let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    end_leases(&api).await;
+    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    end_leases(&api).await;
+    let third = queue.claim(&claim(3, 10)).await.unwrap();
+    assert!(second[0].abandoned_for.is_some() && third[0].abandoned_for >= second[0].abandoned_for);
+
+    assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::Written]);
+
+    let delivery = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
+    assert_eq!(
+        (&delivery["status"], &delivery["attempts"][0]["http_status"]),
+        (&json!("completed"), &json!(200))
+    );
+    assert_eq!(queue.settle(&[&lost(&third[0])]).await.unwrap(), [Settled::LeaseLost]);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_known_outcome_takes_the_place_of_an_unknown_one_that_was_recorded_already() {
+    let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    end_leases(&api).await;
+    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    assert_eq!(queue.settle(&[&lost(&second[0])]).await.unwrap(), [Settled::Written]);
+    let unknown = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
+    assert_eq!((&unknown["retry_count"], &unknown["attempts"][0]["http_status"]), (&json!(1), &json!(null)));
+
+    assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::Written]);
+
+    let known = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
+    assert_eq!((&known["status"], &known["retry_count"]), (&json!("completed"), &json!(0)));
+    assert_eq!(known["attempts"].as_array().unwrap().len(), 1);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn once_a_delivery_may_have_been_sent_again_the_outcome_of_a_lost_lease_counts_no_more() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    end_leases(&api).await;
+    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    queue.settle(&[&lost(&second[0])]).await.unwrap();
+    queue.promote(10).await.unwrap();
+    let third = queue.claim(&claim(3, 10)).await.unwrap();
+    assert_eq!((third.len(), third[0].abandoned_for, third[0].attempt), (1, None, 1));
+
+    assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(queue.settle(&[&delivered(&third[0])]).await.unwrap(), [Settled::Written]);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn leases_that_nobody_uses_are_given_back_and_those_in_use_are_kept() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    for _ in 0..3 {
+        api.api.credit(1).await;
+    }
+    let claimed = queue.claim(&claim(1, 3)).await.unwrap();
+    let other = queue.claim(&claim(2, 10)).await.unwrap();
+    assert_eq!((claimed.len(), other.len()), (3, 1));
+
+    let workers = [WorkerId::new("test", 1, 1, 1)];
+    assert_eq!(queue.release_orphans(&workers, &[claimed[0].queue_id]).await.unwrap(), 2);
+
+    let again = queue.claim(&claim(3, 10)).await.unwrap();
+    assert_eq!(again.len(), 2);
+    assert!(again.iter().all(|delivery| delivery.abandoned_for.is_none() && delivery.attempt == 0));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_takeover_that_is_given_back_leaves_the_loss_to_be_recorded() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    end_leases(&api).await;
+    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    let unused = UnusedLease {
+        queue_id: second[0].queue_id,
+        worker_id: second[0].lease.worker_id.clone(),
+        locked_at: Some(second[0].lease.locked_at),
+    };
+
+    assert_eq!(queue.release(&[unused]).await.unwrap(), [second[0].queue_id]);
+
+    let third = queue.claim(&claim(3, 10)).await.unwrap();
+    assert!(third[0].abandoned_for.is_some());
+    assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::Written]);
+    api.stop().await;
+}
+
+/// Deliveries of the first config: `count` at each of these priorities.
+async fn fill(api: &TestService, count: i32, priorities: &'static [i16]) {
+    sqlx::query(
+        "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries)
+         select gen_random_uuid(), '+credit', g::text, 1, 'http://127.0.0.1:1/', p, 6
+         from generate_series(1, $1) g, unnest($2) p",
+    )
+    .bind(count)
+    .bind(priorities)
+    .execute(&api.database.pool)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn the_share_of_an_endpoint_holds_for_all_priorities_together() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let neighbour = api.api.register("http://127.0.0.1:1", json!({"priority": 3})).await;
+    fill(&api, 30, &[0, 1, 2, 3]).await;
+    api.api.credit(neighbour).await;
+
+    let rooms = Rooms { limit: 50, share: 10, listed: vec![] };
+    let claimed = queue.claim(&Claim { rooms, ..claim(1, 50) }).await.unwrap();
+    let of_first = claimed.iter().filter(|delivery| delivery.config_id.get() == 1);
+    assert_eq!(of_first.clone().count(), 10);
+    assert!(of_first.clone().all(|delivery| delivery.priority.get() == 0), "the most urgent go first");
+    assert!(claimed.iter().any(|delivery| delivery.config_id.get() == neighbour));
+
+    let listed = vec![(EndpointId::from_stored(1), 5)];
+    let rooms = Rooms { limit: 50, share: 10, listed };
+    let claimed = queue.claim(&Claim { rooms, ..claim(1, 50) }).await.unwrap();
+    assert_eq!(claimed.iter().filter(|delivery| delivery.config_id.get() == 1).count(), 5);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_share_that_spans_priorities_is_filled_from_the_most_urgent_on() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    fill(&api, 4, &[0, 1, 2]).await;
+    let rooms = Rooms { limit: 50, share: 6, listed: vec![] };
+
+    let claimed = queue.claim(&Claim { rooms, ..claim(1, 50) }).await.unwrap();
+
+    let mut priorities: Vec<_> = claimed.iter().map(|delivery| delivery.priority.get()).collect();
+    priorities.sort_unstable();
+    assert_eq!(priorities, [0, 0, 0, 0, 1, 1]);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn an_open_circuit_is_probed_by_one_delivery_whatever_the_priorities_and_within_its_limit() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    api.api.patch("/api/webhooks/1", json!({"max_in_flight": 1})).await;
+    fill(&api, 3, &[0, 1, 2, 3]).await;
+    api.database
+        .execute("update webhook_configs set circuit_state = 'open', circuit_reason = 'x', circuit_probe_at = now() - interval '1 s'")
+        .await;
+
+    let probes = queue.claim(&claim(1, 50)).await.unwrap();
+
+    assert_eq!(probes.iter().filter(|delivery| delivery.probe).count(), 1);
+    assert_eq!((probes.len(), probes[0].priority.get()), (1, 0));
+    // an attempt that is still under way counts for the limit, too
+    api.database
+        .execute(
+            "update webhook_configs set circuit_state = 'open', circuit_probe_at = now() - interval '1 s'",
+        )
+        .await;
+    assert!(queue.claim(&claim(1, 50)).await.unwrap().is_empty());
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_are_in_flight_than_the_limit_after_a_loss_where_priorities_are_mixed() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    api.database.execute("delete from webhook_queue_open").await;
+    api.api.patch("/api/webhooks/1", json!({"max_in_flight": 5})).await;
+    fill(&api, 3, &[0]).await;
+    assert_eq!(queue.claim(&claim(1, 50)).await.unwrap().len(), 3);
+    end_leases(&api).await;
+    fill(&api, 40, &[2]).await;
+
+    let mut to_send = 0;
+    for _ in 0..6 {
+        let claimed = queue.claim(&claim(1, 50)).await.unwrap();
+        to_send += claimed.iter().filter(|delivery| delivery.abandoned_for.is_none()).count();
+        for delivery in claimed.iter().filter(|delivery| delivery.abandoned_for.is_some()) {
+            queue.settle(&[&lost(delivery)]).await.unwrap();
+        }
+    }
+    assert_eq!(to_send, 5);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_rate_is_not_held_up_by_a_clock_that_was_ahead_once() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    api.api.patch("/api/webhooks/1", json!({"rate_limit_per_second": 10})).await;
+    fill(&api, 5, &[2]).await;
+    assert!(!queue.claim(&claim(1, 50)).await.unwrap().is_empty());
+    api.database.execute("update webhook_limit_states set next_start_at = now() + interval '1 hour'").await;
+
+    let more = eventually("more is granted", async || {
+        let claimed = queue.claim(&claim(1, 50)).await.unwrap();
+        (!claimed.is_empty()).then_some(claimed)
+    })
+    .await;
+
+    assert!(more[0].starts_at.unwrap() < std::time::Instant::now() + Duration::from_secs(5));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_waits_for_a_lock_gives_up_by_itself_and_leaves_nothing_behind() {
+    let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    let mut lock = api.database.pool.begin().await.unwrap();
+    sqlx::query("lock table webhook_queue_open").execute(&mut *lock).await.unwrap();
+
+    let refused = queue.claim(&claim(1, 10)).await.unwrap_err();
+
+    assert!(matches!(refused, StoreError::Unavailable(_)), "it is known that nothing was done: {refused:?}");
+    lock.rollback().await.unwrap();
+    assert_eq!(api.api.get(&format!("/webhooks/{queue_id}")).await.json()["status"], "pending");
     api.stop().await;
 }

@@ -6,6 +6,7 @@ mod delivery;
 mod documents;
 mod embedded_postgres;
 mod enqueue;
+mod faults;
 mod isolation;
 mod leases;
 mod manage;

@@ -69,22 +69,24 @@ async fn a_claim_walks_indexes_whether_the_table_was_analyzed_or_not() {
         ("p_held", "false"),
         ("p_share", "50"),
         ("p_config_ids", "(array[7]::bigint[])"),
-        ("p_rooms", "(array[0]::int[])"),
         ("p_floor_keys", "(array[29]::bigint[])"),
         ("p_floors", "(array[now()]::timestamptz[])"),
         (
-            "INTO tids, config_ids, config_revisions, priorities, ready_sinces, abandoned_ats, probes, in_flight_limits, rate_limits",
+            "INTO tids, config_ids, config_revisions, priorities, ready_sinces, probes, in_flight_limits, rate_limits",
             "",
         ),
+        ("rooms[", "(array[0]::int[])["),
+        ("(listed, ", "((array[7]::bigint[]), "),
+        ("cardinality(all_tids)", "0"),
+        ("most_urgent AND least_urgent", "0 AND 3"),
     ];
     let taking = [
         ("p_worker_ids", "array['w']"),
         ("p_lease", "interval '5 min'"),
-        ("tids", "'{}'::tid[]"),
-        ("abandoned_ats", "'{}'::timestamptz[]"),
-        ("config_revisions", "'{}'::timestamptz[]"),
-        ("in_flight_limits, starts_in_us)", "'{}'::int[], '{}'::bigint[])"),
-        ("probes", "'{}'::boolean[]"),
+        ("all_tids", "'{}'::tid[]"),
+        ("all_config_revisions", "'{}'::timestamptz[]"),
+        ("all_in_flight_limits, starts_in_us)", "'{}'::int[], '{}'::bigint[])"),
+        ("all_probes", "'{}'::boolean[]"),
     ];
     for state in ["never analyzed", "analyzed"] {
         let choice = plan_of(&database, "webhook_claim", "WITH due AS (", ";", &arguments).await;

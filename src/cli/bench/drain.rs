@@ -18,7 +18,7 @@ use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{Claim, DeliveryQueue as _, Sender};
 use crate::application::shares::{Rooms, Shares};
 use crate::application::wakeup::Wakeup;
-use crate::application::worker_pool::WorkerPool;
+use crate::application::worker_pool::{WorkerNames, WorkerPool};
 use crate::domain::address::AddressPolicy;
 use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, WorkerId};
@@ -131,7 +131,7 @@ fn leased(endpoint: &Endpoint) -> LeasedDelivery {
         ready_since: chrono::Utc::now(),
         probe: false,
         in_flight_limited: false,
-        starts_in: None,
+        starts_at: None,
         claimed_at: Instant::now(),
     }
 }
@@ -158,7 +158,7 @@ async fn sql_only(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
                 return anyhow::Ok(());
             }
             let delivered: Vec<_> = claimed.into_iter().map(delivered).collect();
-            database.settle(&delivered).await?;
+            database.settle(&delivered.iter().collect::<Vec<_>>()).await?;
         }
     });
     for client in futures_util::future::join_all(clients).await {
@@ -176,6 +176,7 @@ fn delivered(delivery: LeasedDelivery) -> FinishedAttempt {
         queue_id: delivery.queue_id,
         lease: delivery.lease,
         config_id: delivery.config_id,
+        webhook_url: delivery.webhook_url,
         number: delivery.attempt,
         times: AttemptTimes::Measured { started: delivery.claimed_at, ended: Instant::now() },
         outcome: AttemptOutcome::Answered(Answer {
@@ -238,8 +239,8 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
     let shares = Shares::new(rig.settings.workers.leases_max(), wakeup.clone());
     let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), shares.clone());
-    let ids = (1..=rig.settings.workers.count).map(|number| WorkerId::new("bench", 0, 0, number)).collect();
-    let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, shares, rig.settings.workers.clone(), ids));
+    let names = WorkerNames { host: "bench".into(), pid: 0 };
+    let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, shares, rig.settings.workers.clone(), names));
     let begun = Instant::now();
     // ends once the last attempt is settled
     pool.run(stop).await;

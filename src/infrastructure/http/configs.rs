@@ -121,6 +121,21 @@ pub async fn change(
     Ok(Json(api.endpoints.change(id, body.into()).await?.into()))
 }
 
+/// Probe a config's open circuit now.
+///
+/// The delivery that has waited longest is sent. If that fails, no attempt is used up.
+#[utoipa::path(post, path = "/api/webhooks/{id}/probe", tag = TAG, params(("id" = i64, Path)), responses(
+    (status = 200, description = "The probe is due now", body = ConfigView),
+    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "Its circuit is not open by failures", body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn probe(
+    State(api): State<Api>,
+    ApiPath(ConfigId(id)): ApiPath<ConfigId>,
+) -> Result<Json<ConfigView>, ApiError> {
+    Ok(Json(api.endpoints.probe(id).await?.into()))
+}
+
 /// Delete a config.
 ///
 /// Nothing is accepted for it any more, and its open deliveries are cancelled within seconds. What was delivered stays

@@ -164,7 +164,15 @@ impl From<StoreError> for ApiError {
                 }
                 Self::unavailable("the database is unavailable; try again")
             }
-            StoreError::Unexpected(_) => {
+            StoreError::InDoubt(_) => {
+                if is_first_of_this_second() {
+                    warn!(error = format!("{cause:#}"), "the database did not answer in time");
+                }
+                Self::unavailable(
+                    "the database did not answer in time; it may have been done all the same, so look, or send it again with its event_id",
+                )
+            }
+            StoreError::Refused(_) | StoreError::Unexpected(_) => {
                 error!(error = format!("{cause:#}"), "the database refused");
                 Self::unexpected()
             }
@@ -184,6 +192,7 @@ impl From<EnqueueError> for ApiError {
         match error {
             EnqueueError::UnknownEndpoint(_) => Self::field("config_id", error.to_string()),
             EnqueueError::Invalid(invalid) => invalid.into(),
+            EnqueueError::Cancelled(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             EnqueueError::Overloaded => {
                 Self::unavailable("too many events are waiting to be stored; try again")
             }
@@ -211,7 +220,9 @@ impl From<EndpointError> for ApiError {
         match error {
             EndpointError::Unknown(_) => Self::not_found(error.to_string()),
             EndpointError::Invalid(invalid) => invalid.into(),
-            EndpointError::Contended(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            EndpointError::Contended(_) | EndpointError::Conflict(_) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             EndpointError::Store(error) => error.into(),
         }
     }

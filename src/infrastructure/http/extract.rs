@@ -34,6 +34,25 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
     }
 }
 
+/// The same, where the body may be left out.
+pub struct OptionalApiJson<T>(pub Option<T>);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = read_body(body, BODY_BYTES_MAX).await?;
+        if bytes.is_empty() {
+            return Ok(Self(None));
+        }
+        if !has_media_type(&parts, "application/json") {
+            return Err(ApiError::unsupported_media_type("application/json"));
+        }
+        parse_object(&bytes).map(|value| Self(Some(value)))
+    }
+}
+
 /// Whether the content type is this one, whatever its parameters.
 pub fn has_media_type(parts: &Parts, expected: &str) -> bool {
     let content_type =

@@ -94,6 +94,7 @@ fn api_routes() -> OpenApiRouter<Api> {
         .routes(routes!(configs::register, configs::list))
         .routes(routes!(configs::register_alias))
         .routes(routes!(configs::show, configs::change, configs::delete))
+        .routes(routes!(configs::probe))
 }
 
 /// The routes for operators, with their documentation.

@@ -390,6 +390,10 @@ pub struct CircuitBody {
     /// How many attempts it takes at least: 1 to 10,000.
     #[schema(example = 20)]
     attempts_min: Option<i64>,
+    /// With fewer attempts than that, it opens when so many in a row have failed: 1 to 10,000; `null`: never.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<i64>, example = 5)]
+    failures_in_row: Option<Option<i64>>,
     /// From the opening to the first probe: 100 to `cooldown_cap_ms`; doubled after each failed probe.
     #[schema(example = 5_000)]
     cooldown_ms: Option<i64>,
@@ -425,6 +429,7 @@ impl From<ConfigBody> for EndpointParts {
                 failure_rate: body.circuit.failure_rate,
                 window_ms: body.circuit.window_ms,
                 attempts_min: body.circuit.attempts_min,
+                failures_in_row: body.circuit.failures_in_row,
                 cooldown_ms: body.circuit.cooldown_ms,
                 cooldown_cap_ms: body.circuit.cooldown_cap_ms,
             },
@@ -479,9 +484,11 @@ pub struct ConfigView {
 pub struct CircuitView {
     /// `closed`: deliveries are attempted; `open`: they wait; `half_open`: one of them is attempted, as a probe.
     state: &'static str,
-    /// Why it is not closed.
+    /// Why it opened; `null` while it is closed.
     reason: Option<String>,
-    /// When it last changed its state.
+    /// How the last probe failed.
+    probe_error: Option<String>,
+    /// When it last opened or closed.
     changed_at: Option<DateTime<Utc>>,
     /// When the next probe is due, or when the one under way counts as lost; `null` while it is closed, and where it was
     /// opened by hand.
@@ -492,6 +499,8 @@ pub struct CircuitView {
     window_ms: u64,
     /// How many attempts it takes at least.
     attempts_min: u32,
+    /// With fewer than that, it opens when so many in a row have failed; `null`: never.
+    failures_in_row: Option<u32>,
     /// From the opening to the first probe; doubled after each failed probe.
     cooldown_ms: u64,
     /// Upper bound of that.
@@ -519,11 +528,13 @@ impl From<Endpoint> for ConfigView {
             circuit: CircuitView {
                 state: endpoint.circuit.state.as_str(),
                 reason: endpoint.circuit.reason,
+                probe_error: endpoint.circuit.probe_error,
                 changed_at: endpoint.circuit.changed_at,
                 probe_at: endpoint.circuit.probe_at,
                 failure_rate: settings.circuit.failure_rate(),
                 window_ms: millis(settings.circuit.window()),
                 attempts_min: settings.circuit.attempts_min(),
+                failures_in_row: settings.circuit.failures_in_row(),
                 cooldown_ms: millis(settings.circuit.cooldown()),
                 cooldown_cap_ms: millis(settings.circuit.cooldown_cap()),
             },

@@ -8,13 +8,13 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::error::{ApiError, Problem};
-use super::extract::{ApiJson, ApiPath, ApiQuery};
+use super::extract::{ApiJson, ApiPath, ApiQuery, OptionalApiJson};
 use super::view::{DeliveryView, EventBody, Page, ReceiptView, StatisticsView};
-use crate::application::manage_deliveries::Replay;
+use crate::application::manage_deliveries::{Replay, ReplayTarget};
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
@@ -212,10 +212,23 @@ pub async fn cancel(
     Ok(Json(api.deliveries.cancel(queue_id).await?.into()))
 }
 
+/// Where a replay goes.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayBody {
+    /// `true`: to the URL that the config has now, instead of the one that was requested. Then a delivery that waits can be
+    /// sent anew, too: it is cancelled in the same transaction.
+    #[serde(default)]
+    #[schema(example = false, default = false)]
+    current_url: bool,
+}
+
 /// Send a terminal delivery again, as a new one that refers to it.
 ///
-/// A delivery is replayed once, however often this is asked; to send it a third time, replay the replay.
-#[utoipa::path(post, path = "/webhooks/{queue_id}/replay", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
+/// A delivery is replayed once, however often this is asked; to send it a third time, replay the replay. The body may be
+/// left out.
+#[utoipa::path(post, path = "/webhooks/{queue_id}/replay", tag = TAG, params(("queue_id" = uuid::Uuid, Path)),
+    request_body = Option<ReplayBody>, responses(
     (status = 201, description = "The new delivery", body = DeliveryView),
     (status = 200, description = "It had been replayed before, as this delivery", body = DeliveryView),
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
@@ -224,8 +237,11 @@ pub async fn cancel(
 pub async fn replay(
     State(api): State<Api>,
     ApiPath(queue_id): ApiPath<QueueId>,
+    OptionalApiJson(body): OptionalApiJson<ReplayBody>,
 ) -> Result<Response, ApiError> {
-    let (status, delivery) = match api.deliveries.replay(queue_id).await? {
+    let current_url = body.is_some_and(|body| body.current_url);
+    let target = if current_url { ReplayTarget::CurrentUrl } else { ReplayTarget::SameUrl };
+    let (status, delivery) = match api.deliveries.replay(queue_id, target).await? {
         Replay::New(delivery) => (StatusCode::CREATED, delivery),
         Replay::Before(delivery) => (StatusCode::OK, delivery),
     };

@@ -8,11 +8,13 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{Database, ENGINE_LIMIT, from_micros, inconsistent, lacks_archive, micros, within};
+use super::{Database, ENGINE_LIMIT, SCAN_LIMIT, from_micros, inconsistent, lacks_archive, micros, within};
 use crate::application::ports::{
-    Claim, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, Upkeep as _,
+    Claim, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, UnusedLease, Upkeep as _,
 };
-use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, Priority, QueueId, WorkerId};
+use crate::domain::delivery::{
+    FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
+};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::{DeadLetterReason, Verdict};
 
@@ -31,17 +33,32 @@ impl DeliveryQueue for Database {
         Ok(deliveries.iter().map(stored).collect())
     }
 
-    async fn release(&self, leases: &[(QueueId, WorkerId)]) -> Result<Vec<QueueId>, StoreError> {
-        let (ids, workers): (Vec<Uuid>, Vec<&str>) =
-            leases.iter().map(|(queue_id, worker)| (queue_id.get(), worker.as_str())).unzip();
+    async fn release(&self, leases: &[UnusedLease]) -> Result<Vec<QueueId>, StoreError> {
+        let ids: Vec<Uuid> = leases.iter().map(|lease| lease.queue_id.get()).collect();
+        let workers: Vec<&str> = leases.iter().map(|lease| lease.worker_id.as_str()).collect();
+        let locked_ats: Vec<Option<DateTime<Utc>>> = leases.iter().map(|lease| lease.locked_at).collect();
         let released = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- queue.release
-            select webhook_release($1, $2) as "queue_id!""#,
+            select webhook_release($1, $2, $3) as "queue_id!""#,
             &ids,
             &workers as &[&str],
+            &locked_ats as &[Option<DateTime<Utc>>],
         )
         .fetch_all(&mut *connection))?;
         Ok(released.into_iter().map(QueueId::new).collect())
+    }
+
+    async fn release_orphans(&self, workers: &[WorkerId], kept: &[QueueId]) -> Result<u64, StoreError> {
+        let workers: Vec<&str> = workers.iter().map(WorkerId::as_str).collect();
+        let kept: Vec<Uuid> = kept.iter().map(|queue_id| queue_id.get()).collect();
+        let released = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+            r#"-- queue.release_orphans
+            select webhook_release_orphans($1, $2) as "released!""#,
+            &workers as &[&str],
+            &kept,
+        )
+        .fetch_one(&mut *connection))?;
+        Ok(released.unsigned_abs())
     }
 
     async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError> {
@@ -58,6 +75,8 @@ impl DeliveryQueue for Database {
             .iter()
             .map(|(endpoint, priority, floor)| (endpoint.get() * 4 + i64::from(priority.get()), *floor))
             .unzip();
+        // before the leases begin, so that no attempt is thought to have more time than it has
+        let claimed_at = Instant::now();
         let rows = within!(self.engine, ENGINE_LIMIT, |connection| {
             sqlx::query!(
             r#"-- queue.claim
@@ -81,7 +100,7 @@ impl DeliveryQueue for Database {
         )
         .fetch_all(&mut *connection)
         })?;
-        let claimed_at = Instant::now();
+        let answered_at = Instant::now();
         let deliveries = rows.into_iter().map(|row| {
             Ok(LeasedDelivery {
                 queue_id: QueueId::new(row.queue_id),
@@ -99,14 +118,15 @@ impl DeliveryQueue for Database {
                 ready_since: row.ready_since,
                 probe: row.probe,
                 in_flight_limited: row.in_flight_limited,
-                starts_in: row.starts_in_us.map(from_micros),
+                // late rather than early: the store counted from a moment before its answer
+                starts_at: row.starts_in_us.map(|us| answered_at + from_micros(us)),
                 claimed_at,
             })
         });
         deliveries.collect()
     }
 
-    async fn settle(&self, attempts: &[FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
+    async fn settle(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
         let written = match self.settle_once(attempts).await {
             Err(error) if lacks_archive(&error) => {
                 self.ensure_archives().await?;
@@ -118,6 +138,40 @@ impl DeliveryQueue for Database {
             if written.contains(&attempt.queue_id.get()) { Settled::Written } else { Settled::LeaseLost }
         });
         Ok(settled.collect())
+    }
+
+    async fn recorded(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<QueueId>, StoreError> {
+        let ids: Vec<Uuid> = attempts.iter().map(|attempt| attempt.queue_id.get()).collect();
+        let rows = within!(self.engine, ENGINE_LIMIT, |connection| {
+            sqlx::query!(
+            r#"-- queue.recorded
+            select queue_id as "queue_id!", attempt as "attempt!", http_status, error, duration_ms
+            from webhook_attempts
+            where queue_id = any($1) and (delivery_completed_at >= now() - interval '1 day' or delivery_completed_at is null)"#,
+            &ids,
+        )
+        .fetch_all(&mut *connection)
+        })?;
+        let is_recorded = |attempt: &&&FinishedAttempt| {
+            rows.iter().any(|row| {
+                row.queue_id == attempt.queue_id.get()
+                    && row.attempt == i32::from(attempt.number)
+                    && row.duration_ms == duration_ms(attempt)
+                    && row.http_status == http_status(attempt)
+                    && row.error == attempt.outcome.error()
+            })
+        };
+        Ok(attempts.iter().filter(is_recorded).map(|attempt| attempt.queue_id).collect())
+    }
+
+    async fn reroute(&self, delivery: &NewDelivery, reason: &str) -> Result<Option<Stored>, StoreError> {
+        match self.reroute_once(delivery, reason).await {
+            Err(error) if lacks_archive(&error) => {
+                self.ensure_archives().await?;
+                self.reroute_once(delivery, reason).await
+            }
+            result => result,
+        }
     }
 
     async fn promote(&self, limit: usize) -> Result<Promotion, StoreError> {
@@ -136,10 +190,48 @@ impl DeliveryQueue for Database {
 impl Database {
     async fn settle_once(
         &self,
-        attempts: &[FinishedAttempt],
+        attempts: &[&FinishedAttempt],
     ) -> Result<std::collections::HashSet<Uuid>, StoreError> {
         within!(self.engine, ENGINE_LIMIT, |connection| settle_all(&mut connection, attempts))
     }
+
+    async fn reroute_once(&self, delivery: &NewDelivery, reason: &str) -> Result<Option<Stored>, StoreError> {
+        let row = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
+            r#"-- queue.reroute
+            select first_queue_id, first_cancelled
+            from webhook_reroute($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
+            delivery.replay_of.map(QueueId::get),
+            reason,
+            delivery.queue_id.get(),
+            delivery.event_type.as_str(),
+            delivery.event_id,
+            delivery.config_id.get(),
+            delivery.config_revision,
+            delivery.webhook_url,
+            delivery.url_params,
+            i16::from(delivery.priority.get()),
+            i16::from(delivery.max_retries),
+            delivery.scheduled_at,
+            delivery.correlation_id,
+            delivery.traceparent,
+        )
+        .fetch_optional(&mut *connection))?;
+        Ok(row.map(|row| match (row.first_queue_id, row.first_cancelled) {
+            (Some(first), cancelled) => {
+                Stored::Duplicate { first: QueueId::new(first), cancelled: cancelled.unwrap_or_default() }
+            }
+            (None, None) => STORED,
+            (None, Some(_)) => Stored::EndpointChanged,
+        }))
+    }
+}
+
+fn duration_ms(attempt: &FinishedAttempt) -> Option<i32> {
+    attempt.times.duration().map(|duration| i32::try_from(duration.as_millis()).unwrap_or(i32::MAX))
+}
+
+fn http_status(attempt: &FinishedAttempt) -> Option<i16> {
+    attempt.outcome.status().map(|status| i16::try_from(status).unwrap_or(i16::MAX))
 }
 
 /// What became of a delivery that [`insert`] says nothing of.
@@ -161,7 +253,7 @@ async fn insert(
         .unzip();
     let rows = sqlx::query!(
         r#"-- queue.enqueue
-        select queue_id as "queue_id!", first_queue_id, locked_at
+        select queue_id as "queue_id!", first_queue_id, locked_at, first_cancelled
         from webhook_enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"#,
         &column!(|d| d.queue_id.get()),
         &column!(|d| d.event_type.as_str()) as &[&str],
@@ -184,7 +276,10 @@ async fn insert(
     .await?;
     let told = rows.into_iter().map(|row| {
         let stored = match (row.first_queue_id, row.locked_at) {
-            (Some(first), _) => Stored::Duplicate(QueueId::new(first)),
+            (Some(first), _) => Stored::Duplicate {
+                first: QueueId::new(first),
+                cancelled: row.first_cancelled.unwrap_or_default(),
+            },
             (None, None) => Stored::EndpointChanged,
             (None, locked_at) => Stored::New { locked_at },
         };
@@ -198,27 +293,27 @@ async fn insert(
 enum Ending {
     Retry,
     Terminal,
-    Probe,
+    WaitsOn,
 }
 
 /// Writes attempts in one transaction; answers the deliveries whose lease still held.
 async fn settle_all(
     connection: &mut PgConnection,
-    attempts: &[FinishedAttempt],
+    attempts: &[&FinishedAttempt],
 ) -> sqlx::Result<std::collections::HashSet<Uuid>> {
     let mut groups: BTreeMap<(u8, Ending), Vec<&FinishedAttempt>> = BTreeMap::new();
-    for attempt in attempts {
+    for &attempt in attempts {
         let ending = match attempt.verdict {
             Verdict::RetryIn(_) => Ending::Retry,
             Verdict::Completed | Verdict::DeadLetter(_) => Ending::Terminal,
-            Verdict::ProbeFailed => Ending::Probe,
+            Verdict::WaitsOn => Ending::WaitsOn,
         };
         groups.entry((attempt.number, ending)).or_default().push(attempt);
     }
-    let gone: Vec<(Uuid, i64)> = attempts
+    let gone: Vec<&FinishedAttempt> = attempts
         .iter()
+        .copied()
         .filter(|attempt| attempt.verdict == Verdict::DeadLetter(DeadLetterReason::EndpointGone))
-        .map(|attempt| (attempt.queue_id.get(), attempt.config_id.get()))
         .collect();
 
     // most batches are one statement, which is a transaction by itself
@@ -232,16 +327,23 @@ async fn settle_all(
         written.extend(settle_group(&mut transaction, number, ending, group).await?);
     }
     // an attempt that lost its lease has no say any more
-    let gone: Vec<i64> =
-        gone.into_iter().filter(|(queue_id, _)| written.contains(queue_id)).map(|(_, id)| id).collect();
+    let gone = gone.into_iter().filter(|attempt| written.contains(&attempt.queue_id.get()));
+    let (gone, urls): (Vec<i64>, Vec<&str>) =
+        gone.map(|attempt| (attempt.config_id.get(), attempt.webhook_url.as_str())).unzip();
     if !gone.is_empty() {
         sqlx::query!(
             "-- queue.disable_gone_endpoints
-            update webhook_configs
-            set enabled = false, disabled_reason = $2,
-                updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
-            where id = any($1) and enabled",
+            update webhook_configs c
+            set enabled = false, disabled_reason = $3,
+                updated_at = greatest(clock_timestamp(), c.updated_at + interval '1 microsecond')
+            where c.enabled and exists (
+              select from unnest($1::bigint[], $2::text[]) as gone (id, url)
+              where gone.id = c.id
+                -- an URL that the endpoint had before says nothing about the one that it has now
+                and substring(gone.url from '^[^?#]*')
+                    in (substring(c.postback_url from '^[^?#]*'), substring(c.chargeback_url from '^[^?#]*')))",
             &gone,
+            &urls as &[&str],
             DeadLetterReason::EndpointGone.as_str(),
         )
         .execute(&mut *transaction)
@@ -272,7 +374,7 @@ async fn settle_group(
         Ending::Terminal => format!(
             "-- queue.settle\nselect * from webhook_settle_{number}_terminal($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
         ),
-        Ending::Probe => {
+        Ending::WaitsOn => {
             "-- queue.settle\nselect * from webhook_settle_probe($1, $2, $3, $4, $5, $6, $7, $8, $9)"
                 .to_owned()
         }
@@ -284,26 +386,26 @@ async fn settle_group(
         .bind(column!(|a| a.lease.locked_at))
         .bind(column!(|a| micros(a.times.age(now))))
         .bind(column!(|a| micros(a.times.length())))
-        .bind(column!(|a| a.times.duration().map(|d| i32::try_from(d.as_millis()).unwrap_or(i32::MAX))))
-        .bind(column!(|a| a.outcome.status().map(|status| i16::try_from(status).unwrap_or(i16::MAX))))
+        .bind(column!(|a| duration_ms(a)))
+        .bind(column!(|a| http_status(a)))
         .bind(column!(|a| a.outcome.body()))
         .bind(column!(|a| a.outcome.error()));
     let query = match ending {
         Ending::Retry => query.bind(column!(|a| match a.verdict {
             Verdict::RetryIn(delay) => micros(delay),
-            Verdict::Completed | Verdict::DeadLetter(_) | Verdict::ProbeFailed => {
+            Verdict::Completed | Verdict::DeadLetter(_) | Verdict::WaitsOn => {
                 unreachable!("grouped by verdict")
             }
         })),
-        Ending::Probe => query,
+        Ending::WaitsOn => query,
         Ending::Terminal => query
             .bind(column!(|a| match a.verdict {
                 Verdict::DeadLetter(_) => "failed",
-                Verdict::Completed | Verdict::RetryIn(_) | Verdict::ProbeFailed => "completed",
+                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn => "completed",
             }))
             .bind(column!(|a| match a.verdict {
                 Verdict::DeadLetter(reason) => Some(reason.as_str()),
-                Verdict::Completed | Verdict::RetryIn(_) | Verdict::ProbeFailed => None,
+                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn => None,
             })),
     };
     Ok(query.fetch_all(connection).await?.into_iter().collect())

@@ -27,13 +27,14 @@ impl EndpointStore for Database {
             insert into webhook_configs (name, postback_url, chargeback_url, headers, timeout_ms, max_retries,
                                          retry_base_ms, retry_cap_ms, retry_jitter, priority, max_in_flight,
                                          rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                                         circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, enabled)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+                                         circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms,
+                                         circuit_cooldown_cap_ms, enabled)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
             returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
                       timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
                       max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                      circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                      circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                      circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                      circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
                       created_at, updated_at, deleted_at"#,
             row.name,
             row.postback_url,
@@ -50,6 +51,7 @@ impl EndpointStore for Database {
             row.circuit_failure_rate,
             row.circuit_window_ms,
             row.circuit_attempts_min,
+            row.circuit_failures_in_row,
             row.circuit_cooldown_ms,
             row.circuit_cooldown_cap_ms,
             row.enabled,
@@ -69,8 +71,8 @@ impl EndpointStore for Database {
             select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
                    timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
                    max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                   circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                   circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                   circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                   circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
                    created_at, updated_at, deleted_at
             from webhook_configs
             where id = any($1)"#,
@@ -89,8 +91,8 @@ impl EndpointStore for Database {
             select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
                    timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
                    max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                   circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                   circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                   circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                   circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
                    created_at, updated_at, deleted_at
             from webhook_configs
             where id > $1 and deleted_at is null
@@ -128,19 +130,28 @@ impl EndpointStore for Database {
             set name = $3, postback_url = $4, chargeback_url = $5, headers = $6, timeout_ms = $7, max_retries = $8,
                 retry_base_ms = $9, retry_cap_ms = $10, retry_jitter = $11, priority = $12, max_in_flight = $13,
                 rate_limit_per_second = $14, circuit_failure_rate = $15, circuit_window_ms = $16,
-                circuit_attempts_min = $17, circuit_cooldown_ms = $18, circuit_cooldown_cap_ms = $19, enabled = $20,
-                disabled_reason = case when $20 then null else disabled_reason end,
-                circuit_state = coalesce($21, circuit_state),
-                circuit_reason = case $21 when 'closed' then null when 'open' then $22 else circuit_reason end,
-                circuit_probe_at = case when $21::text is null then circuit_probe_at end,
-                circuit_changed_at = case when $21 <> circuit_state then now() else circuit_changed_at end,
+                circuit_attempts_min = $17, circuit_failures_in_row = $18, circuit_cooldown_ms = $19,
+                circuit_cooldown_cap_ms = $20, enabled = $21,
+                disabled_reason = case when $21 then null else disabled_reason end,
+                circuit_state = coalesce(next.state, circuit_state),
+                circuit_reason = case next.state when 'closed' then null when 'open' then $23 else circuit_reason end,
+                circuit_probe_error = case when next.state is null then circuit_probe_error end,
+                circuit_probe_at = case when next.state is null then circuit_probe_at end,
+                circuit_changed_at = case when (next.state = 'closed') <> (circuit_state = 'closed') then now() else circuit_changed_at end,
                 updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
-            where id = $1 and updated_at = $2 and deleted_at is null
+            from (
+              -- what another URL did says nothing about this one; a circuit that someone opened stays as it is
+              select id as config_id, coalesce($22, case
+                       when circuit_probe_at is not null
+                            and (postback_url is distinct from $4 or chargeback_url is distinct from $5) then 'closed' end) as state
+              from webhook_configs where id = $1
+            ) as next
+            where id = next.config_id and updated_at = $2 and deleted_at is null
             returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
                       timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
                       max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                      circuit_attempts_min, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                      circuit_reason, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
+                      circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
+                      circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
                       created_at, updated_at, deleted_at"#,
             id.get(),
             revision,
@@ -159,6 +170,7 @@ impl EndpointStore for Database {
             row.circuit_failure_rate,
             row.circuit_window_ms,
             row.circuit_attempts_min,
+            row.circuit_failures_in_row,
             row.circuit_cooldown_ms,
             row.circuit_cooldown_cap_ms,
             row.enabled,
@@ -204,6 +216,7 @@ struct EndpointColumns<'a> {
     circuit_failure_rate: Option<f64>,
     circuit_window_ms: i32,
     circuit_attempts_min: i32,
+    circuit_failures_in_row: Option<i32>,
     circuit_cooldown_ms: i32,
     circuit_cooldown_cap_ms: i32,
     enabled: bool,
@@ -231,6 +244,7 @@ impl<'a> From<&'a EndpointSettings> for EndpointColumns<'a> {
             circuit_failure_rate: settings.circuit.failure_rate(),
             circuit_window_ms: millis(settings.circuit.window()),
             circuit_attempts_min: count(settings.circuit.attempts_min()),
+            circuit_failures_in_row: settings.circuit.failures_in_row().map(count),
             circuit_cooldown_ms: millis(settings.circuit.cooldown()),
             circuit_cooldown_cap_ms: millis(settings.circuit.cooldown_cap()),
             enabled: settings.enabled,
@@ -256,10 +270,12 @@ struct EndpointRow {
     circuit_failure_rate: Option<f64>,
     circuit_window_ms: i32,
     circuit_attempts_min: i32,
+    circuit_failures_in_row: Option<i32>,
     circuit_cooldown_ms: i32,
     circuit_cooldown_cap_ms: i32,
     circuit_state: String,
     circuit_reason: Option<String>,
+    circuit_probe_error: Option<String>,
     circuit_changed_at: Option<DateTime<Utc>>,
     circuit_probe_at: Option<DateTime<Utc>>,
     enabled: bool,
@@ -294,6 +310,7 @@ impl TryFrom<EndpointRow> for Endpoint {
                 failure_rate: Some(row.circuit_failure_rate),
                 window_ms: Some(row.circuit_window_ms.into()),
                 attempts_min: Some(row.circuit_attempts_min.into()),
+                failures_in_row: Some(row.circuit_failures_in_row.map(Into::into)),
                 cooldown_ms: Some(row.circuit_cooldown_ms.into()),
                 cooldown_cap_ms: Some(row.circuit_cooldown_cap_ms.into()),
             })?,
@@ -302,6 +319,7 @@ impl TryFrom<EndpointRow> for Endpoint {
         let circuit = Circuit {
             state: row.circuit_state.parse()?,
             reason: row.circuit_reason,
+            probe_error: row.circuit_probe_error,
             changed_at: row.circuit_changed_at,
             probe_at: row.circuit_probe_at,
         };

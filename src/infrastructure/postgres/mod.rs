@@ -100,7 +100,7 @@ impl Database {
 macro_rules! within {
     ($pool:expr, $limit:expr, |$connection:ident| $work:expr) => {
         match $pool.acquire().await {
-            Err(error) => Err($crate::infrastructure::postgres::store_error(error)),
+            Err(error) => Err($crate::infrastructure::postgres::not_asked(error)),
             Ok(connection) => {
                 let mut $connection =
                     $crate::infrastructure::postgres::Guarded { connection, finished: false };
@@ -145,29 +145,49 @@ impl Drop for Guarded {
     }
 }
 
-/// What an error of the driver means for the application.
+/// What an error of the driver means for the application, once a statement was sent.
 fn store_error(error: sqlx::Error) -> StoreError {
-    let unavailable = match &error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(database) => database.code().is_some_and(|code| is_passing(&code)),
-        _ => false,
+    let meaning = match &error {
+        // the connection broke, or cannot be understood any more
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
+            StoreError::InDoubt
+        }
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => StoreError::Unavailable,
+        sqlx::Error::Database(database) => meaning_of(&database.code().unwrap_or_default()),
+        _ => StoreError::Unexpected,
     };
-    let cause = Arc::new(anyhow::Error::new(error));
-    if unavailable { StoreError::Unavailable(cause) } else { StoreError::Unexpected(cause) }
+    meaning(Arc::new(anyhow::Error::new(error)))
 }
 
-/// Whether an SQLSTATE tells of a state that passes, so that the same statement may succeed later.
+/// What an error means that came before any statement was sent.
+fn not_asked(error: sqlx::Error) -> StoreError {
+    match store_error(error) {
+        StoreError::InDoubt(cause) => StoreError::Unavailable(cause),
+        known => known,
+    }
+}
+
+/// What an SQLSTATE means.
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-fn is_passing(code: &str) -> bool {
-    // connection exception, insufficient resources, operator intervention, system error
-    ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
+fn meaning_of(code: &str) -> fn(Arc<anyhow::Error>) -> StoreError {
+    let in_class = |classes: &[&str]| classes.iter().any(|class| code.starts_with(class));
+    match code {
+        // the server ended the connection, perhaps between a commit and its answer
+        "57P01" | "57P02" | "57P05" => StoreError::InDoubt,
         // serialization failure, deadlock, lock not available, read-only transaction (a standby after a failover)
-        || ["40001", "40P01", "55P03", "25006"].contains(&code)
+        "40001" | "40P01" | "55P03" | "25006"
+        // access withdrawn: a database that allows no connections, or a missing privilege
+        | "55000" | "42501"
+        // the schema is not there yet, or not as this program knows it: a table, a function, a column
+        | "42P01" | "42883" | "42703" => StoreError::Unavailable,
+        // connection exception
+        _ if in_class(&["08"]) => StoreError::InDoubt,
+        // invalid authorization, no such database, insufficient resources, operator intervention, system error
+        _ if in_class(&["28", "3D", "53", "57", "58"]) => StoreError::Unavailable,
+        // data exception, integrity constraint violation
+        _ if in_class(&["22", "23"]) => StoreError::Refused,
+        _ => StoreError::Unexpected,
+    }
 }
 
 /// A row that the constraints of the schema, or the domain, should have kept out: someone wrote it by hand.
@@ -176,7 +196,7 @@ fn inconsistent(error: impl std::error::Error + Send + Sync + 'static) -> StoreE
 }
 
 fn no_answer() -> StoreError {
-    StoreError::Unavailable(Arc::new(anyhow::anyhow!("no answer in time")))
+    StoreError::InDoubt(Arc::new(anyhow::anyhow!("no answer in time")))
 }
 
 fn is_missing_table(error: &StoreError) -> bool {
@@ -191,8 +211,7 @@ fn lacks_archive(error: &StoreError) -> bool {
 
 /// Whether the database refused with this SQLSTATE.
 fn has_code(error: &StoreError, code: &str) -> bool {
-    let (StoreError::Unavailable(cause) | StoreError::Unexpected(cause)) = error;
-    let driver = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    let driver = error.cause().downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
     driver.and_then(sqlx::error::DatabaseError::code).is_some_and(|found| found == code)
 }
 

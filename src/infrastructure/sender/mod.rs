@@ -1,8 +1,10 @@
 //! Requests to receivers: bounded in time and size, and only to addresses that the operator allows.
 
 mod address_guard;
+mod time_limit;
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -12,13 +14,15 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::timeout;
+use rustls::{ClientConfig, RootCertStore};
+use tracing::error;
 
-use self::address_guard::GuardedResolver;
+use self::address_guard::{GuardedResolver, is_resolver_fault};
+use self::time_limit::TimeLimit;
 use crate::application::ports::Sender;
 use crate::domain::address::{AddressPolicy, ForbiddenAddress};
 use crate::domain::attempt::{Answer, AttemptOutcome};
@@ -49,7 +53,19 @@ pub struct SenderSettings {
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
 pub struct HttpSender {
     client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, Empty<Bytes>>,
+    /// Why nothing can be sent over TLS, if so.
+    tls_fault: Option<String>,
     settings: SenderSettings,
+}
+
+/// Why no answer came.
+enum NoAnswer {
+    /// Nothing was sent, for a reason that is ours.
+    NotSent(String),
+    /// The receiver cannot be reached, or broke off.
+    Failed(String),
+    /// It did not begin to answer in time.
+    TimedOut,
 }
 
 impl HttpSender {
@@ -61,9 +77,9 @@ impl HttpSender {
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_LIMIT.min(settings.timeout)));
         connector.set_nodelay(true);
+        let (tls, tls_fault) = tls_config()?;
         let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_platform_verifier(rustls::crypto::aws_lc_rs::default_provider())
-            .context("preparing TLS")?
+            .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(connector);
@@ -73,20 +89,36 @@ impl HttpSender {
             .pool_idle_timeout(IDLE_LIMIT)
             .pool_max_idle_per_host(settings.idle_connections_max)
             .build(connector);
-        Ok(Self { client, settings })
+        Ok(Self { client, tls_fault, settings })
     }
 
-    async fn get(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> Result<Answer, String> {
-        let url: Uri =
-            delivery.webhook_url.parse().map_err(|error| format!("the URL is not valid: {error}"))?;
-        self.check_literal(&url).map_err(|forbidden| forbidden.to_string())?;
+    async fn get(
+        &self,
+        delivery: &LeasedDelivery,
+        endpoint: &Endpoint,
+        limit: TimeLimit,
+    ) -> Result<Answer, NoAnswer> {
+        let url: Uri = delivery
+            .webhook_url
+            .parse()
+            .map_err(|error| NoAnswer::Failed(format!("the URL is not valid: {error}")))?;
+        self.check_literal(&url).map_err(|forbidden| NoAnswer::NotSent(forbidden.to_string()))?;
+        if let Some(fault) = self.tls_fault.as_ref().filter(|_| url.scheme_str() == Some("https")) {
+            return Err(NoAnswer::NotSent(fault.clone()));
+        }
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = url;
         *request.headers_mut() = headers(delivery, endpoint);
-        let response = self.client.request(request).await.map_err(|error| describe(&error))?;
+        let response = match limit.of(self.client.request(request)).await {
+            None => return Err(NoAnswer::TimedOut),
+            Some(Err(error)) if is_own_fault(&error) => return Err(NoAnswer::NotSent(describe(&error))),
+            Some(Err(error)) => return Err(NoAnswer::Failed(describe(&error))),
+            Some(Ok(response)) => response,
+        };
+        // from here on the receiver has answered, whatever becomes of the body
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers());
-        let (body, broken_off) = self.start_of_body(response.into_body()).await;
+        let (body, broken_off) = self.start_of_body(response.into_body(), limit).await;
         Ok(Answer { status, body, retry_after, broken_off })
     }
 
@@ -99,20 +131,23 @@ impl HttpSender {
         }
     }
 
-    /// Reads no more than is kept; answers what came, and the error that ended it. Text that PostgreSQL cannot store is
-    /// replaced.
-    async fn start_of_body(&self, mut incoming: Incoming) -> (String, Option<String>) {
+    /// Reads no more than is kept; answers what came, and why it is not all. Text that PostgreSQL cannot store is replaced.
+    async fn start_of_body(&self, mut incoming: Incoming, limit: TimeLimit) -> (String, Option<String>) {
         let (mut body, mut broken_off) = (Vec::new(), None);
         while body.len() < self.settings.response_bytes_max {
-            match incoming.frame().await {
-                Some(Ok(frame)) => {
+            match limit.of(incoming.frame()).await {
+                Some(Some(Ok(frame))) => {
                     let chunk = frame.data_ref().map_or(&[][..], |data| &data[..]);
                     let room = self.settings.response_bytes_max - body.len();
                     body.extend_from_slice(&chunk[..chunk.len().min(room)]);
                 }
-                None => break,
-                Some(Err(error)) => {
+                Some(None) => break,
+                Some(Some(Err(error))) => {
                     broken_off = Some(format!("the response broke off: {}", innermost(&error)));
+                    break;
+                }
+                None => {
+                    broken_off = Some(format!("the response did not end within {} ms", limit.millis()));
                     break;
                 }
             }
@@ -124,17 +159,37 @@ impl HttpSender {
     }
 }
 
+/// How TLS is spoken, and why it cannot be, if so: a machine without certificate authorities still sends over plain HTTP.
+fn tls_config() -> anyhow::Result<(ClientConfig, Option<String>)> {
+    let builder = || {
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .context("preparing TLS")
+    };
+    match builder()?.try_with_platform_verifier() {
+        Ok(config) => Ok((config.with_no_client_auth(), None)),
+        Err(cause) => {
+            let fault = format!(
+                "no certificate authorities on this machine ({cause}): install the package ca-certificates, or name a file with SSL_CERT_FILE, and start again"
+            );
+            error!("nothing can be sent over https: {fault}");
+            let nobody_is_trusted = builder()?.with_root_certificates(RootCertStore::empty());
+            Ok((nobody_is_trusted.with_no_client_auth(), Some(fault)))
+        }
+    }
+}
+
 #[async_trait]
 impl Sender for HttpSender {
     async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> AttemptOutcome {
-        let limit = endpoint.settings.timeout.min(self.settings.timeout);
-        match timeout(limit, self.get(delivery, endpoint)).await {
-            Ok(Ok(answer)) => AttemptOutcome::Answered(answer),
-            Ok(Err(error)) => {
-                AttemptOutcome::Unanswered { error: error.chars().take(ERROR_CHARS_MAX).collect() }
-            }
-            Err(_) => {
-                AttemptOutcome::Unanswered { error: format!("timed out after {} ms", limit.as_millis()) }
+        let limit = TimeLimit::new(endpoint.settings.timeout.min(self.settings.timeout));
+        let shortened = |error: String| error.chars().take(ERROR_CHARS_MAX).collect();
+        match self.get(delivery, endpoint, limit).await {
+            Ok(answer) => AttemptOutcome::Answered(answer),
+            Err(NoAnswer::NotSent(error)) => AttemptOutcome::NotSent { error: shortened(error) },
+            Err(NoAnswer::Failed(error)) => AttemptOutcome::Unanswered { error: shortened(error) },
+            Err(NoAnswer::TimedOut) => {
+                AttemptOutcome::Unanswered { error: format!("timed out after {} ms", limit.millis()) }
             }
         }
     }
@@ -181,6 +236,12 @@ fn describe(error: &hyper_util::client::legacy::Error) -> String {
         Some(forbidden) => forbidden.to_string(),
         None => format!("{what}: {cause}"),
     }
+}
+
+/// Whether nothing was sent for a reason that is ours, not the receiver's.
+fn is_own_fault(error: &hyper_util::client::legacy::Error) -> bool {
+    let cause = innermost(error);
+    cause.is::<ForbiddenAddress>() || is_resolver_fault(error)
 }
 
 /// The last cause, which says what happened; those above say where. An address that was refused is always told.

@@ -56,6 +56,8 @@ struct Script {
     arrivals: Vec<Arrival>,
     replies: VecDeque<Reply>,
     default: Option<Reply>,
+    /// Requests whose URI holds this are answered with that status.
+    refused: Option<(String, u16)>,
     in_flight: usize,
     in_flight_max: usize,
 }
@@ -86,6 +88,11 @@ impl TestReceiver {
     /// Answers all requests for which there is nothing else with this.
     pub fn reply_always(&self, reply: Reply) {
         self.script.lock().unwrap().default = Some(reply);
+    }
+
+    /// Answers requests whose URI holds `text` with this status, whatever else it was told.
+    pub fn refuse_where(&self, text: &str, status: u16) {
+        self.script.lock().unwrap().refused = Some((text.to_owned(), status));
     }
 
     /// What arrived so far.
@@ -121,7 +128,10 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> R
         });
         script.in_flight += 1;
         script.in_flight_max = script.in_flight_max.max(script.in_flight);
-        let scripted = script.replies.pop_front();
+        let uri = request.uri().to_string();
+        let refused = script.refused.as_ref().filter(|(text, _)| uri.contains(text.as_str()));
+        let refused = refused.map(|(_, status)| Reply::status(*status));
+        let scripted = refused.or_else(|| script.replies.pop_front());
         scripted.or_else(|| script.default.clone()).unwrap_or_else(|| Reply::status(200))
     };
     if !reply.delay.is_zero() {

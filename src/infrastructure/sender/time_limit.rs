@@ -1,0 +1,68 @@
+//! How long an attempt may take, where a pause of this process must not be mistaken for a slow receiver.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// How late a timer may fire before it is a sign of a pause: the process was stopped, or the machine was busy.
+const LATE: Duration = Duration::from_millis(10);
+/// After a pause: how long what arrived meanwhile may take to be read. A lease has room for it.
+const GRACE_AFTER_PAUSE: Duration = Duration::from_secs(1);
+/// Without a pause that shows: the pause may have ended in the very moment in which the timer was due.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// A time by which something has to happen.
+#[derive(Debug, Clone, Copy)]
+pub struct TimeLimit {
+    length: Duration,
+    deadline: Instant,
+}
+
+impl TimeLimit {
+    /// Begins now.
+    pub fn new(length: Duration) -> Self {
+        Self { length, deadline: Instant::now() + length }
+    }
+
+    /// What comes of `work` by then. A timer that is due says nothing about an answer that has arrived, and waits to be read
+    /// by a task that has not run yet. So the work gets a little longer, and more after a pause.
+    pub async fn of<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        if let Ok(done) = timeout_at(self.deadline, work.as_mut()).await {
+            return Some(done);
+        }
+        let late = Instant::now().saturating_duration_since(self.deadline);
+        let grace = if late > LATE { GRACE_AFTER_PAUSE } else { GRACE };
+        timeout(grace, work).await.ok()
+    }
+
+    /// Its length in milliseconds.
+    pub fn millis(&self) -> u128 {
+        self.length.as_millis()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_arrived_during_a_pause_is_read_although_the_time_is_over() {
+        let limit = TimeLimit::new(Duration::from_millis(50));
+        let (send, answer) = oneshot::channel();
+        // the task that hands the answer on has not run when the timer is found due
+        let handed_on = tokio::spawn(async move { send.send("200") });
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(limit.of(answer).await.unwrap(), Ok("200"));
+        handed_on.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_does_not_arrive_is_given_up_after_the_limit() {
+        let (limit, begun) = (TimeLimit::new(Duration::from_millis(30)), Instant::now());
+        assert_eq!(limit.of(std::future::pending::<()>()).await, None);
+        assert!(begun.elapsed() >= Duration::from_millis(30));
+    }
+}
