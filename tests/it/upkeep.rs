@@ -322,14 +322,14 @@ async fn a_clock_that_is_far_ahead_costs_a_few_archives_an_hour() {
     }
     let repositories = repositories(&database);
 
-    let first = repositories.retire_archives(Duration::from_secs(60)).await.unwrap();
+    let first = repositories.retire_archives(Duration::from_mins(1)).await.unwrap();
     assert_eq!(first.len(), 4);
     assert!(first.is_sorted(), "the oldest go first: {first:?}");
-    assert!(repositories.retire_archives(Duration::from_secs(60)).await.unwrap().is_empty());
+    assert!(repositories.retire_archives(Duration::from_mins(1)).await.unwrap().is_empty());
     assert_eq!(archive_days(&database).await[..6], [-6, -5, -4, -3, -2, -1]);
 
     database.execute("update webhook_retired_archives set retired_at = now() - interval '61 minutes'").await;
-    assert_eq!(repositories.retire_archives(Duration::from_secs(60)).await.unwrap().len(), 4);
+    assert_eq!(repositories.retire_archives(Duration::from_mins(1)).await.unwrap().len(), 4);
 }
 
 #[tokio::test]
