@@ -1,5 +1,6 @@
 //! Deliveries as people and other programs see them: look-ups, lists, counts, and changes that were asked for.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -227,7 +228,8 @@ select q.*, (select max(p.number) from webhook_probes p where p.queue_id = q.que
         query = looked_for();
         push_ended_without(&mut query, &periods);
     }
-    let row = query.build_query_as::<DeliveryRow>().persistent(false).fetch_optional(connection).await?;
+    // all archives are named anyway, so that a plan for any time saves the planning
+    let row = query.build_query_as::<DeliveryRow>().fetch_optional(connection).await?;
     Ok(row.map(|row| row.0))
 }
 
@@ -262,30 +264,31 @@ select webhook_deliveries_of_event($1)",
     .fetch_all(&mut *connection)
     .await?;
     let mut periods = merged(ids.iter().copied().filter_map(probable_end).collect());
-    let ends = async |connection: &mut PgConnection,
-                      ids: &[Uuid],
-                      push: fn(&mut _, &[Period]),
-                      periods: &[Period]| {
-        let mut query = QueryBuilder::new(
-            "-- records.locate\nselect q.queue_id, q.completed_at from webhook_queue q where q.queue_id = any(",
-        );
-        query.push_bind(ids.to_vec()).push(")");
-        push(&mut query, periods);
-        let rows = query.build_query_as::<(Uuid, Option<DateTime<Utc>>)>();
-        rows.persistent(false).fetch_all(connection).await
-    };
-    let near = ends(&mut *connection, &ids, push_open_or_ended_within, &periods).await?;
-    let missing: Vec<Uuid> =
-        ids.iter().copied().filter(|id| !near.iter().any(|(found, _)| found == id)).collect();
+    let mut query = ends_query(&ids);
+    push_open_or_ended_within(&mut query, &periods);
+    let near: Vec<(Uuid, Option<DateTime<Utc>>)> =
+        query.build_query_as().persistent(false).fetch_all(&mut *connection).await?;
+    let near: HashSet<Uuid> = near.into_iter().map(|(id, _)| id).collect();
+    let missing: Vec<Uuid> = ids.iter().copied().filter(|id| !near.contains(id)).collect();
     if !missing.is_empty() {
-        let elsewhere = ends(&mut *connection, &missing, push_ended_without, &periods).await?;
-        periods
-            .extend(elsewhere.iter().filter_map(|(_, end)| *end).map(|end| end..end + TimeDelta::seconds(1)));
+        let mut query = ends_query(&missing);
+        push_ended_without(&mut query, &periods);
+        let elsewhere: Vec<(Uuid, DateTime<Utc>)> =
+            query.build_query_as().fetch_all(&mut *connection).await?;
+        periods.extend(elsewhere.into_iter().map(|(_, end)| end..end + TimeDelta::seconds(1)));
     }
     // what was open a moment ago may have ended since
     let now = Utc::now();
     periods.push(now - ENDS_BEFORE_MAX..now + ENDS_BEFORE_MAX);
     Ok(Located { ids, periods: merged(periods) })
+}
+
+fn ends_query(ids: &[Uuid]) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::new(
+        "-- records.locate\nselect q.queue_id, q.completed_at from webhook_queue q where q.queue_id = any(",
+    );
+    query.push_bind(ids.to_vec()).push(")");
+    query
 }
 
 /// The same times in few periods, in order.
@@ -424,5 +427,34 @@ impl From<ProbeRow> for Attempt {
             response_body: row.response_body,
             error: row.error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(day: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::days(day)
+    }
+
+    #[test]
+    fn an_id_of_version_7_tells_when_its_delivery_has_probably_ended() {
+        // 2022-02-22T19:22:22Z, the example of RFC 9562, A.6
+        let id = Uuid::from_u128(0x017F_22E2_79B0_7CC3_98C4_DC0C_0C07_398F);
+        let made = DateTime::from_timestamp(1_645_557_742, 0).unwrap();
+        assert_eq!(probable_end(id), Some(made - TimeDelta::days(1)..made + TimeDelta::days(8)));
+        assert_eq!(probable_end(Uuid::new_v4()), None);
+        let latest = Uuid::from_u128(0xFFFF_FFFF_FFFF_7FFF_BFFF_FFFF_FFFF_FFFF);
+        assert!(probable_end(latest).is_some(), "an id may tell any time");
+    }
+
+    #[test]
+    fn periods_that_touch_are_one_and_many_become_one() {
+        let days = |days: &[(i64, i64)]| days.iter().map(|&(from, to)| at(from)..at(to)).collect::<Vec<_>>();
+        assert_eq!(merged(days(&[(5, 7), (1, 3), (3, 4), (6, 9), (2, 3)])), days(&[(1, 4), (5, 9)]));
+        assert_eq!(merged(vec![]), vec![]);
+        let many: Vec<_> = (0..=16).map(|n| (n * 10, n * 10 + 1)).collect();
+        assert_eq!(merged(days(&many)), days(&[(0, 161)]));
     }
 }
