@@ -333,6 +333,40 @@ async fn a_clock_that_is_far_ahead_costs_a_few_archives_an_hour() {
 }
 
 #[tokio::test]
+async fn a_process_takes_out_what_is_past_the_retention_and_goes_on_with_what_another_left() {
+    let database = TestDatabase::new().await;
+    for days_ago in [3, 4] {
+        make_archive(&database, days_ago).await;
+    }
+    database
+        .execute(
+            "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries, status,
+                                        ready_since, completed_at, settled_in, retry_0_started_at)
+             select gen_random_uuid(), '+credit', days::text, 1, 'http://receiver.example/', 2, 6, 'completed',
+                    null, now() - days * interval '1 day', 1, now() from unnest(array[3, 4]) as days;
+             insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
+             select config_id, event_type, event_id, queue_id from webhook_queue",
+        )
+        .await;
+    // a process that ended after it had taken out one of them
+    database.execute("select webhook_retire_archives('3 days', 1)").await;
+
+    let service =
+        TestService::start_with(Role::Worker, database.clone(), &[("ARCHIVE_RETENTION", "1d")]).await;
+
+    eventually("both are dropped", async || {
+        let dropped: i64 = database
+            .scalar("select count(*) from webhook_retired_archives where dropped_at is not null")
+            .await;
+        (dropped == 2).then_some(())
+    })
+    .await;
+    assert_eq!(archive_days(&database).await, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(database.scalar::<i64>("select count(*) from webhook_event_keys").await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn an_event_whose_delivery_has_just_been_taken_out_is_to_be_sent_again_later() {
     let (service, config_id, _) = with_a_dead_letter().await;
     age_what_has_ended(&service.database, 90).await;
