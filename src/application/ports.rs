@@ -305,7 +305,7 @@ pub trait Upkeep: Send + Sync {
     /// is done.
     async fn forget_retired(&self) -> Result<Forgetting, StoreError>;
 
-    /// Forgets the statistics of archives that were dropped. Answers how many rows.
+    /// Forgets the statistics of archives that were taken out. Answers how many rows.
     async fn forget_statistics(&self) -> Result<u64, StoreError>;
 
     /// Counts what was settled since the last time, unless another process does, or has counted what was settled within
