@@ -65,6 +65,16 @@ impl ManageDeliveries {
         self.records.find(queue_id).await?.ok_or(DeliveryError::Unknown(queue_id))
     }
 
+    /// Shows the delivery that the same event, or the same replay, made before. If it cannot be found, its archive has just
+    /// been taken out, and the event is about to be forgotten: the caller had better try again.
+    pub async fn show_first(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
+        let first = self.records.find(queue_id).await?;
+        Ok(first.ok_or_else(|| {
+            let cause = anyhow::anyhow!("delivery {queue_id} is past its retention and being forgotten");
+            StoreError::Unavailable(Arc::new(cause))
+        })?)
+    }
+
     /// Shows at most `limit`, newest first.
     pub async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, DeliveryError> {
         Ok(self.records.list(filter, limit).await?)
@@ -144,7 +154,7 @@ impl ManageDeliveries {
             };
             match stored {
                 Stored::New { .. } => return Ok(Replay::New(self.show(new_id).await?)),
-                Stored::Duplicate { first, .. } => return Ok(Replay::Before(self.show(first).await?)),
+                Stored::Duplicate { first, .. } => return Ok(Replay::Before(self.show_first(first).await?)),
                 Stored::EndpointChanged => {}
             }
         }

@@ -15,6 +15,7 @@ use crate::domain::delivery::{
 };
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointSettings};
 use crate::domain::event::EventType;
+use crate::domain::statistics::Held;
 
 /// The store could not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -188,10 +189,11 @@ pub struct DeliveryFilter {
 /// Deliveries as people and other programs see them.
 #[async_trait]
 pub trait DeliveryRecords: Send + Sync {
-    /// One delivery with its attempts.
+    /// One delivery with its attempts and its newest failed probes. Touches no archives but those near to the time when it
+    /// was accepted, unless it ended long after.
     async fn find(&self, queue_id: QueueId) -> Result<Option<Delivery>, StoreError>;
 
-    /// At most `limit` deliveries with their attempts, newest first.
+    /// At most `limit` deliveries with their attempts, newest first. Failed probes are counted, but not among them.
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError>;
 
     /// Makes a pending delivery that waits for a later time ready now. Answers whether it was one.
@@ -240,8 +242,10 @@ pub struct Statistics {
     pub retries: u64,
     /// What attempts took.
     pub duration_ms: Option<Durations>,
-    /// How long the oldest delivery has waited that could be claimed now, in milliseconds.
-    pub oldest_ready_age_ms: Option<u64>,
+    /// How long the oldest delivery has waited that could be claimed now.
+    pub oldest_ready_age: Option<Duration>,
+    /// Those of the pending that are due but may not be claimed.
+    pub held: Held,
 }
 
 /// Durations of attempts, in milliseconds; percentiles from 1 s on to three significant digits.
@@ -260,8 +264,10 @@ pub struct Durations {
 /// How much is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Ready to be claimed, or held by a disabled endpoint.
+    /// Ready to be claimed.
     pub ready: u64,
+    /// Due, but may not be claimed.
+    pub held: Held,
     /// Waiting for a later time.
     pub scheduled: u64,
     /// Under a lease.
@@ -345,6 +351,17 @@ pub trait CircuitStore: Send + Sync {
     async fn held(&self, limit: usize) -> Result<Vec<HeldCircuit>, StoreError>;
 }
 
+/// How far archives that were taken out are forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forgetting {
+    /// How many keys of events and replays were forgotten.
+    pub keys: u64,
+    /// The archives that were dropped.
+    pub dropped: Vec<String>,
+    /// Whether more is left to do.
+    pub left: bool,
+}
+
 /// What must be done from time to time, by any process.
 #[async_trait]
 pub trait Upkeep: Send + Sync {
@@ -354,17 +371,17 @@ pub trait Upkeep: Send + Sync {
     /// Indexes the archives whose day is over. Answers how many.
     async fn index_closed_archives(&self) -> Result<u64, StoreError>;
 
-    /// Drops what is older than `retention`. Answers how many archives.
-    async fn drop_archives(&self, retention: Duration) -> Result<u64, StoreError>;
+    /// Takes archives that are older than `retention` out of the queue: nothing in them is found, replayed or shown any
+    /// more. Takes out a few in an hour at most. Answers their names.
+    async fn retire_archives(&self, retention: Duration) -> Result<Vec<String>, StoreError>;
 
-    /// Forgets the statistics of archives that were dropped. Answers how many rows.
+    /// Forgets, in small steps, what guarded the deliveries of archives that were taken out: the keys of their events and
+    /// replays, and their failed probes; then drops the archives. Each step is a transaction, and a bounded number of them
+    /// is done.
+    async fn forget_retired(&self) -> Result<Forgetting, StoreError>;
+
+    /// Forgets the statistics of archives that were taken out. Answers how many rows.
     async fn forget_statistics(&self) -> Result<u64, StoreError>;
-
-    /// Forgets events that were accepted longer than `retention` ago. Answers how many.
-    async fn forget_events(&self, retention: Duration) -> Result<u64, StoreError>;
-
-    /// Forgets failed probes that ended longer than `retention` ago. Answers how many.
-    async fn forget_probes(&self, retention: Duration) -> Result<u64, StoreError>;
 
     /// Counts what was settled since the last time, unless another process does, or has counted what was settled within
     /// `recent`. Answers how many deliveries.

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::ports::{StoreError, Upkeep};
+use super::ports::{Forgetting, StoreError, Upkeep};
 
 /// How often terminal deliveries are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
@@ -15,7 +15,7 @@ const COUNT_EVERY: Duration = Duration::from_secs(2);
 const COUNT_LAG: Duration = Duration::from_secs(1);
 /// How often open deliveries of deleted endpoints are looked for.
 const ORPHANS_EVERY: Duration = Duration::from_secs(10);
-/// How often archives are made ahead, indexed and dropped.
+/// How often archives are made ahead, indexed and taken out.
 const ARCHIVES_EVERY: Duration = Duration::from_hours(1);
 /// How soon that is tried again where it failed: it gives up rather than wait for a lock.
 const ARCHIVES_AGAIN: Duration = Duration::from_secs(30);
@@ -30,13 +30,19 @@ pub async fn run(upkeep: Arc<dyn Upkeep>, retention: Duration, stop: Cancellatio
 
 async fn run_for_ever(upkeep: &dyn Upkeep, retention: Duration) {
     let (mut archives_due, mut orphans_due) = (Instant::now(), Instant::now());
+    // a process before may have left something to forget
+    let mut forgetting_due = Instant::now();
     loop {
         let now = Instant::now();
         if now >= archives_due {
             archives_due = now
                 + if look_after_archives(upkeep, retention).await { ARCHIVES_EVERY } else { ARCHIVES_AGAIN };
+            forgetting_due = now;
         }
         count(upkeep).await;
+        if now >= forgetting_due {
+            forgetting_due = now + forget_retired(upkeep).await;
+        }
         if now >= orphans_due {
             orphans_due = now + ORPHANS_EVERY;
             cancel_orphans(upkeep).await;
@@ -45,15 +51,13 @@ async fn run_for_ever(upkeep: &dyn Upkeep, retention: Duration) {
     }
 }
 
-/// Makes archives ahead, indexes closed ones, drops old ones. Answers whether all of it worked.
+/// Makes archives ahead, indexes closed ones, takes old ones out. Answers whether all of it worked.
 async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
     let steps = [
         ("archives made ahead", upkeep.ensure_archives().await),
         ("closed archives indexed", upkeep.index_closed_archives().await),
-        ("archives dropped", upkeep.drop_archives(retention).await),
+        ("archives taken out", retire_archives(upkeep, retention).await),
         ("old statistics forgotten", upkeep.forget_statistics().await),
-        ("events forgotten", upkeep.forget_events(retention).await),
-        ("failed probes forgotten", upkeep.forget_probes(retention).await),
         ("statistics merged", upkeep.coarsen_statistics().await),
     ];
     let mut all_well = true;
@@ -68,6 +72,34 @@ async fn look_after_archives(upkeep: &dyn Upkeep, retention: Duration) -> bool {
         }
     }
     all_well
+}
+
+/// Takes out what is past the retention, and says by name what is lost for look-ups from now on.
+async fn retire_archives(upkeep: &dyn Upkeep, retention: Duration) -> Result<u64, StoreError> {
+    let retired = upkeep.retire_archives(retention).await?;
+    for archive in &retired {
+        info!(archive, retention_s = retention.as_secs(), "the archive is past ARCHIVE_RETENTION");
+    }
+    Ok(retired.len() as u64)
+}
+
+/// Forgets a part of what was taken out. Answers when to go on.
+async fn forget_retired(upkeep: &dyn Upkeep) -> Duration {
+    match upkeep.forget_retired().await {
+        Ok(Forgetting { keys, dropped, left }) => {
+            if keys > 0 {
+                debug!(keys, "keys of events and replays forgotten");
+            }
+            for archive in dropped {
+                info!(archive, "the archive is dropped");
+            }
+            if left { COUNT_EVERY } else { ARCHIVES_EVERY }
+        }
+        Err(cause) => {
+            tell("forgetting what is past ARCHIVE_RETENTION", cause);
+            ARCHIVES_AGAIN
+        }
+    }
 }
 
 async fn count(upkeep: &dyn Upkeep) {

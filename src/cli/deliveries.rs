@@ -93,7 +93,7 @@ async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -
     let receipt = application.api.enqueue.accept(&event).await?;
     let view = match receipt.stored {
         Some(stored) => ReceiptView::from(Arc::unwrap_or_clone(stored)),
-        None => ReceiptView::duplicate_of(application.api.deliveries.show(receipt.queue_id).await?),
+        None => ReceiptView::duplicate_of(application.api.deliveries.show_first(receipt.queue_id).await?),
     };
     if json {
         return print_json(&view);

@@ -405,7 +405,9 @@ pub struct Delivery {
     pub created_at: DateTime<Utc>,
     /// When it became terminal.
     pub completed_at: Option<DateTime<Utc>>,
-    /// Its attempts, in order.
+    /// How many probes of it have failed, those that are no longer kept included.
+    pub failed_probes: u32,
+    /// Its attempts, in order; if it was looked up by itself, the newest failed probes are among them.
     pub attempts: Vec<Attempt>,
 }
 

@@ -1,4 +1,38 @@
-//! Durations of many attempts, summed up.
+//! Deliveries and attempts, counted: durations summed up, and what is held.
+
+use std::time::Duration;
+
+/// Deliveries that are due but may not be claimed, by what holds them. Each is counted once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// By a config that is disabled.
+    pub paused: u64,
+    /// By a circuit that is open or half open.
+    pub circuit_open: u64,
+    /// By `max_in_flight` or `rate_limit_per_second`.
+    pub limited: u64,
+    /// For how long the oldest of them has been due.
+    pub oldest_age: Option<Duration>,
+}
+
+impl Held {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.paused + self.circuit_open + self.limited
+    }
+
+    /// Adds `count` deliveries that are held for `reason`, the oldest of them due for `age`. Answers whether it is a reason.
+    pub fn add(&mut self, reason: &str, count: u64, age: Option<Duration>) -> bool {
+        match reason {
+            "paused" => self.paused += count,
+            "circuit_open" => self.circuit_open += count,
+            "limited" => self.limited += count,
+            _ => return false,
+        }
+        self.oldest_age = self.oldest_age.max(age);
+        true
+    }
+}
 
 /// Durations by value, so that percentiles are those of the values themselves.
 #[derive(Debug, Clone, Default)]

@@ -113,12 +113,21 @@ fn describe() {
     );
     describe_gauge!(
         "webhook_queue_depth",
-        "Open deliveries by state: ready, scheduled, processing; read at most every 5 s"
+        "Open deliveries by state: ready, held, scheduled, processing; read at most every 5 s"
     );
     describe_gauge!(
         "webhook_oldest_ready_age_seconds",
         Unit::Seconds,
         "Wait of the oldest delivery that could be claimed"
+    );
+    describe_gauge!(
+        "webhook_held_deliveries",
+        "Deliveries that are due but may not be claimed, by reason: paused, circuit_open, limited; read at most every 5 s"
+    );
+    describe_gauge!(
+        "webhook_oldest_held_age_seconds",
+        Unit::Seconds,
+        "For how long the oldest of them has been due"
     );
     describe_gauge!("webhook_pool_connections", "Database connections by pool and state");
 }

@@ -19,7 +19,7 @@ use webhook_processor::infrastructure::service::{Application, Role};
 
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
-use crate::support::receiver::TestReceiver;
+use crate::support::receiver::{Reply, TestReceiver};
 use crate::support::service::{ApiClient, TestService, metrics, settings_for};
 
 const DAY: Duration = Duration::from_hours(24);
@@ -130,7 +130,7 @@ async fn an_archive_is_dropped_with_its_statistics_once_its_whole_day_is_past_th
     let repositories = repositories(&database);
     repositories.coarsen_statistics().await.unwrap();
 
-    assert_eq!(repositories.drop_archives(90 * DAY).await.unwrap(), 1);
+    assert_eq!(retire(&repositories, 90 * DAY).await.len(), 1);
     repositories.forget_statistics().await.unwrap();
 
     assert_eq!(archive_days(&database).await[0], -90, "the next day is kept");
@@ -142,47 +142,243 @@ async fn an_archive_is_dropped_with_its_statistics_once_its_whole_day_is_past_th
         .scalar("select array_agg(distinct period_start::date - current_date) from webhook_statistics")
         .await;
     assert_eq!(days, [-90]);
-    assert_eq!(repositories.drop_archives(90 * DAY).await.unwrap(), 0, "there is nothing left to drop");
+    assert!(retire(&repositories, 90 * DAY).await.is_empty(), "there is nothing left to drop");
+}
+
+/// What a process does for the retention: takes out what is past it, and forgets until nothing is left. Answers which
+/// archives were dropped.
+async fn retire(repositories: &Database, retention: Duration) -> Vec<String> {
+    repositories.retire_archives(retention).await.unwrap();
+    let mut dropped = Vec::new();
+    loop {
+        let part = repositories.forget_retired().await.unwrap();
+        dropped.extend(part.dropped);
+        if !part.left {
+            return dropped;
+        }
+    }
+}
+
+/// Moves what has ended, with all its times and those of its keys, so many days into the past.
+async fn age_what_has_ended(database: &TestDatabase, days: i32) {
+    make_archive(database, days).await;
+    sqlx::query(
+        "with aged as (
+           update webhook_queue
+           set created_at = created_at - $1 * interval '1 day', completed_at = completed_at - $1 * interval '1 day'
+           where completed_at is not null)
+         update webhook_event_keys set remembered_at = remembered_at - $1 * interval '1 day'",
+    )
+    .bind(days)
+    .execute(&database.pool)
+    .await
+    .unwrap();
+}
+
+/// An API without workers, a config of a receiver that takes everything, and a delivery that has failed.
+async fn with_a_dead_letter() -> (TestService, i64, String) {
+    let receiver = TestReceiver::start().await;
+    receiver.reply_always(Reply::status(500));
+    let database = TestDatabase::new().await;
+    let workers = TestService::start_with(Role::Serve, database.clone(), &[]).await;
+    let config_id = workers.api.register(&receiver.url, json!({"max_retries": 0})).await;
+    let answer = workers.api.post("/webhooks", named(config_id, "credit-1")).await;
+    let queue_id = answer.json()["queue_id"].as_str().unwrap().to_owned();
+    workers.api.delivery_in(&queue_id, "failed").await;
+    workers.stop().await;
+    let service = TestService::start_with(Role::Api, database, &[]).await;
+    (service, config_id, queue_id)
+}
+
+fn named(config_id: i64, event_id: &str) -> Value {
+    json!({"event_type": "+credit", "event_id": event_id, "config_id": config_id})
 }
 
 #[tokio::test]
-async fn an_event_is_accepted_anew_once_it_is_forgotten() {
-    let service = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
-    let config_id = service.api.register("http://127.0.0.1:9", json!({})).await;
-    let enqueue = async |event_id: &str| {
-        let event = json!({"event_type": "+credit", "event_id": event_id, "config_id": config_id});
-        let answer = service.api.post("/webhooks", event).await;
-        (answer.status, answer.json()["queue_id"].as_str().unwrap().to_owned())
-    };
-    let (_, old) = enqueue("old").await;
-    let (_, young) = enqueue("young").await;
-    assert_eq!(enqueue("old").await, (200, old.clone()));
-    service.database.execute(
-        "update webhook_event_keys
-         set remembered_at = now() - case event_id when 'old' then interval '90 days 1 minute' else interval '89 days 23 hours' end",
-    ).await;
+async fn a_delivery_is_replayed_once_for_as_long_as_it_can_be_found() {
+    let (service, config_id, dead) = with_a_dead_letter().await;
+    let replay = async || service.api.post(&format!("/webhooks/{dead}/replay"), json!({})).await;
+    let first = replay().await;
+    assert_eq!(first.status, 201, "{}", first.text);
+    // it died early on its day, and its replay is as old as the retention, whereas its archive is not yet
+    age_what_has_ended(&service.database, 90).await;
+    service
+        .database
+        .execute("update webhook_event_keys set remembered_at = now() - interval '90 days 1 minute'")
+        .await;
 
-    assert_eq!(repositories(&service.database).forget_events(90 * DAY).await.unwrap(), 1);
+    assert!(retire(&repositories(&service.database), 90 * DAY).await.is_empty(), "its day is not past");
 
-    let (status, anew) = enqueue("old").await;
-    assert_eq!(status, 201);
-    assert_ne!(anew, old);
-    assert_eq!(enqueue("old").await, (200, anew));
-    assert_eq!(enqueue("young").await, (200, young));
+    let again = replay().await;
+    assert_eq!((again.status, &again.json()["queue_id"]), (200, &first.json()["queue_id"]), "{}", again.text);
+    assert_eq!(service.api.post("/webhooks", named(config_id, "credit-1")).await.status, 200, "a duplicate");
+
+    assert_eq!(retire(&repositories(&service.database), 89 * DAY).await.len(), 1);
+    assert_eq!(replay().await.status, 404, "it can no longer be replayed");
+    let keys: i64 = service.database.scalar("select count(*) from webhook_event_keys").await;
+    assert_eq!(keys, 0, "what guarded it went with it");
+    let anew = service.api.post("/webhooks", named(config_id, "credit-1")).await;
+    assert_eq!(anew.status, 201, "{}", anew.text);
     service.stop().await;
 }
 
 #[tokio::test]
-async fn more_events_are_forgotten_than_fit_into_one_step() {
+async fn an_event_is_remembered_for_as_long_as_its_delivery_is_open() {
+    let service = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let config_id = service.api.register("http://127.0.0.1:9", json!({})).await;
+    let mut bonus = named(config_id, "bonus-7");
+    bonus["scheduled_at"] = json!(Utc::now() + TimeDelta::days(3));
+    let first = service.api.post("/webhooks", bonus.clone()).await;
+    assert_eq!(first.status, 201);
+    service
+        .database
+        .execute(
+            "update webhook_event_keys set remembered_at = now() - interval '2 days';
+             update webhook_queue_open set created_at = now() - interval '2 days'",
+        )
+        .await;
+
+    retire(&repositories(&service.database), DAY).await;
+    // a process of an earlier version forgets by age
+    service.database.execute("select webhook_forget_events('1 day', 10000)").await;
+
+    let again = service.api.post("/webhooks", bonus).await;
+    assert_eq!((again.status, &again.json()["queue_id"]), (200, &first.json()["queue_id"]), "{}", again.text);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_guarded_an_archive_is_forgotten_in_steps_that_any_process_may_go_on_with() {
     let database = TestDatabase::new().await;
+    make_archive(&database, 91).await;
+    // 5,000 of the archive, each with its key and the key of a replay; of some, failed probes; and as many others
     database.execute(
-        "insert into webhook_event_keys (config_id, event_type, event_id, queue_id, remembered_at)
-         select 1, '+credit', n::text, gen_random_uuid(), now() - interval '91 days' from generate_series(1, 20001) as n",
+        "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries, status,
+                                    ready_since, completed_at, settled_in, retry_0_started_at)
+         select gen_random_uuid(), '+credit', n::text, 1, 'http://receiver.example/', 2, 6, 'completed',
+                null, now() - interval '91 days', 1, now() from generate_series(1, 5000) as n;
+         insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
+         select config_id, event_type, event_id, queue_id from webhook_queue;
+         insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
+         select config_id, 'replay', queue_id::text, gen_random_uuid() from webhook_queue;
+         -- the same event was accepted anew, or by another config
+         update webhook_event_keys set queue_id = gen_random_uuid() where event_id = '1';
+         insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
+         select 2, '+credit', n::text, gen_random_uuid() from generate_series(1, 5000) as n;
+         insert into webhook_probes (queue_id, number, attempt, started_at, completed_at)
+         select queue_id, 1, 0, now(), now() from webhook_queue limit 10;
+         insert into webhook_probes (queue_id, number, attempt, started_at, completed_at)
+         select gen_random_uuid(), 1, 0, now(), now();
+         analyze",
     ).await;
+    let repositories = repositories(&database);
 
-    assert_eq!(repositories(&database).forget_events(90 * DAY).await.unwrap(), 20_001);
+    let retired = repositories.retire_archives(90 * DAY).await.unwrap();
+    assert_eq!(retired.len(), 1);
+    assert_eq!(
+        database.scalar::<i64>("select count(*) from webhook_queue").await,
+        0,
+        "nothing is found any more"
+    );
+    // a process that ends after two steps
+    for _ in 0..2 {
+        database.execute("select webhook_forget_retired(2000)").await;
+    }
+    let left: i64 =
+        database.scalar("select count(*) from webhook_event_keys where event_type = 'replay'").await;
+    assert_eq!(left, 1_000);
+    // one that is broken off
+    let mut broken_off = database.pool.begin().await.unwrap();
+    sqlx::query("select webhook_forget_retired(2000)").execute(&mut *broken_off).await.unwrap();
+    let meanwhile = repositories.forget_retired().await.unwrap();
+    assert_eq!((meanwhile.keys, meanwhile.left), (0, false), "one process at a time");
+    broken_off.rollback().await.unwrap();
 
+    let rest = repositories.forget_retired().await.unwrap();
+    assert!((1_999..=2_000).contains(&rest.keys), "{rest:?}");
+    assert_eq!((&rest.dropped, rest.left), (&retired, false));
+
+    let kept: Vec<(i64, String, i64)> = sqlx::query_as(
+        "select config_id, event_type, count(*) from webhook_event_keys group by 1, 2 order by 1, 2",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert_eq!(kept, [(1, "+credit".to_owned(), 1), (2, "+credit".to_owned(), 5_000)]);
+    assert_eq!(database.scalar::<i64>("select count(*) from webhook_probes").await, 1);
+    let gone: bool = database
+        .scalar(
+            "select to_regclass(archive) is null and dropped_at is not null from webhook_retired_archives",
+        )
+        .await;
+    assert!(gone);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_far_ahead_costs_a_few_archives_an_hour() {
+    let database = TestDatabase::new().await;
+    for days_ago in 1..=10 {
+        make_archive(&database, days_ago).await;
+    }
+    let repositories = repositories(&database);
+
+    let first = repositories.retire_archives(Duration::from_mins(1)).await.unwrap();
+    assert_eq!(first.len(), 4);
+    assert!(first.is_sorted(), "the oldest go first: {first:?}");
+    assert!(repositories.retire_archives(Duration::from_mins(1)).await.unwrap().is_empty());
+    assert_eq!(archive_days(&database).await[..6], [-6, -5, -4, -3, -2, -1]);
+
+    database.execute("update webhook_retired_archives set retired_at = now() - interval '61 minutes'").await;
+    assert_eq!(repositories.retire_archives(Duration::from_mins(1)).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_process_takes_out_what_is_past_the_retention_and_goes_on_with_what_another_left() {
+    let database = TestDatabase::new().await;
+    for days_ago in [3, 4] {
+        make_archive(&database, days_ago).await;
+    }
+    database
+        .execute(
+            "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries, status,
+                                        ready_since, completed_at, settled_in, retry_0_started_at)
+             select gen_random_uuid(), '+credit', days::text, 1, 'http://receiver.example/', 2, 6, 'completed',
+                    null, now() - days * interval '1 day', 1, now() from unnest(array[3, 4]) as days;
+             insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
+             select config_id, event_type, event_id, queue_id from webhook_queue",
+        )
+        .await;
+    // a process that ended after it had taken out one of them
+    database.execute("select webhook_retire_archives('3 days', 1)").await;
+
+    let service =
+        TestService::start_with(Role::Worker, database.clone(), &[("ARCHIVE_RETENTION", "1d")]).await;
+
+    eventually("both are dropped", async || {
+        let dropped: i64 = database
+            .scalar("select count(*) from webhook_retired_archives where dropped_at is not null")
+            .await;
+        (dropped == 2).then_some(())
+    })
+    .await;
+    assert_eq!(archive_days(&database).await, [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(database.scalar::<i64>("select count(*) from webhook_event_keys").await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_whose_delivery_has_just_been_taken_out_is_to_be_sent_again_later() {
+    let (service, config_id, _) = with_a_dead_letter().await;
+    age_what_has_ended(&service.database, 90).await;
+    let repositories = repositories(&service.database);
+    assert_eq!(repositories.retire_archives(89 * DAY).await.unwrap().len(), 1);
+
+    let meanwhile = service.api.post("/webhooks", named(config_id, "credit-1")).await;
+    assert_eq!(meanwhile.status, 503, "{}", meanwhile.text);
+    assert!(meanwhile.headers.contains_key("retry-after"));
+    repositories.forget_retired().await.unwrap();
+    assert_eq!(service.api.post("/webhooks", named(config_id, "credit-1")).await.status, 201);
+    service.stop().await;
 }
 
 #[tokio::test]
@@ -592,5 +788,345 @@ async fn a_window_in_which_nothing_happened_still_says_when_it_began() {
     let from = statistics["from"].as_str().expect("a beginning").parse::<DateTime<Utc>>().unwrap();
     let age = Utc::now() - from;
     assert!(TimeDelta::minutes(59) < age && age < TimeDelta::minutes(62), "{age}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn after_the_clock_of_the_database_was_ahead_statistics_stay_exact() {
+    let database = TestDatabase::new().await;
+    database
+        .execute(
+            "insert into webhook_configs (name, postback_url) values ('shop', 'http://receiver.example/')",
+        )
+        .await;
+    let api = api_without_upkeep(&database).await;
+    let repositories = repositories(&database);
+    // one ended while the clock was two days ahead, and was counted then or since
+    database
+        .execute(
+            "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries,
+               status, ready_since, completed_at, settled_in, retry_0_started_at, retry_0_duration_ms)
+             values (gen_random_uuid(), '+credit', 'e', 1, 'http://receiver.example/', 2, 6,
+               'completed', null, now() + interval '2 days', pg_current_xact_id()::text::bigint, now(), 5)",
+        )
+        .await;
+    assert_eq!(count_all(&database).await, 1);
+    // a process of the version before may have noted it as it was
+    database.execute("update webhook_statistics_progress set counted_at = now() + interval '2 days'").await;
+
+    // the clock is right again
+    for _ in 0..3 {
+        database.execute(SETTLE_ONE).await;
+    }
+    assert_eq!(api.get("/webhooks/stats").await.json()["completed"], 4, "before they are counted");
+    assert_eq!(count_all(&database).await, 3);
+    assert_eq!(api.get("/webhooks/stats").await.json()["completed"], 4, "counted");
+    let ahead: bool = database.scalar("select counted_at > now() from webhook_statistics_progress").await;
+    assert!(!ahead, "what is counted must not run ahead of the clock");
+    assert_eq!(repositories.count_statistics(Duration::ZERO).await.unwrap(), 0);
+}
+
+/// Locks the archives of days that are more than two days away from today against everybody, until it is dropped.
+async fn lock_distant_archives(database: &TestDatabase) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut lock = database.pool.begin().await.unwrap();
+    let sql = "do $$
+        declare
+          distant text;
+        begin
+          for distant in select archive from webhook_archives where archive_day < current_date - 2 loop
+            execute format('lock table %I in access exclusive mode', distant);
+          end loop;
+        end $$";
+    sqlx::raw_sql(sql).execute(&mut *lock).await.unwrap();
+    lock
+}
+
+#[tokio::test]
+async fn what_is_asked_of_recent_deliveries_waits_for_no_archive_of_other_days() {
+    let database = TestDatabase::new().await;
+    for days_ago in 3..103 {
+        make_archive(&database, days_ago).await;
+    }
+    let service = TestService::start_with(Role::Serve, database.clone(), &[]).await;
+    let api = &service.api;
+    let receiver = TestReceiver::start().await;
+    let config_id = api.register(&receiver.url, json!({})).await;
+    let event = |event_id: &str, more: Value| {
+        let mut event = json!({"event_type": "+credit", "config_id": config_id, "event_id": event_id});
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        event
+    };
+    let accepted = api.post("/webhooks", event("ended", json!({}))).await.json();
+    let ended = accepted["queue_id"].as_str().unwrap().to_owned();
+    api.delivery_in(&ended, "completed").await;
+    let later = json!({"scheduled_at": Utc::now() + TimeDelta::hours(1)});
+    let mut waiting = Vec::new();
+    for name in ["one", "other"] {
+        let answer = api.post("/webhooks", event(name, later.clone())).await.json();
+        waiting.push(answer["queue_id"].as_str().unwrap().to_owned());
+    }
+
+    // until something is counted, all archives are what is not counted yet; the service may be at it, too
+    eventually("it is counted", async || {
+        count_all(&database).await;
+        let counted: bool =
+            database.scalar("select counted_at > '-infinity' from webhook_statistics_progress").await;
+        counted.then_some(())
+    })
+    .await;
+
+    let lock = lock_distant_archives(&database).await;
+
+    let statistics = api.get("/webhooks/stats").await;
+    assert_eq!((statistics.status, &statistics.json()["completed"]), (200, &json!(1)));
+    repositories(&database).count_statistics(Duration::ZERO).await.unwrap();
+    let shown = api.get(&format!("/webhooks/{ended}")).await;
+    assert_eq!((shown.status, &shown.json()["status"]), (200, &json!("completed")));
+    let listed = api.get("/webhooks?event_id=ended").await.json();
+    assert_eq!(listed["items"][0]["queue_id"], ended.as_str(), "{listed}");
+    assert_eq!(api.post("/webhooks", event("ended", json!({}))).await.status, 200, "a duplicate");
+    assert_eq!(api.post(&format!("/webhooks/{}/cancel", waiting[0]), json!({})).await.status, 200);
+    assert_eq!(api.post(&format!("/webhooks/{}/retry", waiting[1]), json!({})).await.status, 200);
+    assert_eq!(api.post(&format!("/webhooks/{ended}/replay"), json!({})).await.status, 201);
+    lock.rollback().await.unwrap();
+
+    // one that has to wait for the archive of today has locked few relations until then
+    let mut today = database.pool.begin().await.unwrap();
+    let sql = "do $$ begin
+          execute format('lock table %I in access exclusive mode', (select archive from webhook_archives where archive_day = current_date));
+        end $$";
+    sqlx::raw_sql(sql).execute(&mut *today).await.unwrap();
+    let path = format!("/webhooks/{ended}");
+    let (_, locked) = tokio::join!(api.get(&path), async {
+        let locked: i64 = eventually("a look-up waits", async || {
+            database
+                .scalar::<Option<i64>>(
+                    "select count(distinct l.relation) filter (where l.granted)
+                     from pg_stat_activity a join pg_locks l using (pid)
+                     where a.datname = current_database() and a.query like '-- records.find%'
+                     group by a.pid having bool_or(not l.granted)
+                     union all select null limit 1",
+                )
+                .await
+        })
+        .await;
+        today.rollback().await.unwrap();
+        locked
+    });
+    assert!(locked < 30, "{locked} relations, of more than 100 archives with two indexes each");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn deliveries_are_found_wherever_they_ended() {
+    let database = TestDatabase::new().await;
+    make_archive(&database, 40).await;
+    let api = api_without_upkeep(&database).await;
+    // v7 ids: of 40 days ago that ended then, of 40 days ago that ended today, of today by a clock that was ahead; and
+    // one that does not say when it was made
+    database
+        .execute(
+            "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries,
+               status, ready_since, completed_at, settled_in, retry_0_started_at, retry_0_duration_ms)
+             select case when made is null then '6e4c5a1b-0c3f-4d2a-9d57-1f2e3d4c5b6a'
+                    else (lpad(to_hex((extract(epoch from now() - made) * 1000)::bigint), 12, '0') || '7000800000000000' || lpad(n::text, 4, '0'))::uuid end,
+               '+credit', 'event-' || n, 1, 'http://receiver.example/', 2, 6, 'completed', null, now() - ended,
+               pg_current_xact_id()::text::bigint, now(), 5
+             from (values (1, interval '40 days', interval '40 days'), (2, interval '40 days', interval '0'),
+                          (3, interval '0', interval '40 days'), (4, null, interval '40 days')) as d (n, made, ended);
+             insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
+             select config_id, event_type, event_id, queue_id from webhook_queue",
+        )
+        .await;
+    let ids: Vec<sqlx::types::Uuid> =
+        database.scalar("select array_agg(queue_id order by event_id) from webhook_queue").await;
+    assert_eq!(ids.len(), 4);
+
+    for (n, id) in (1..).zip(ids) {
+        assert_eq!(api.get(&format!("/webhooks/{id}")).await.status, 200, "{n}");
+        let listed = api.get(&format!("/webhooks?event_id=event-{n}")).await;
+        assert_eq!(listed.json()["items"][0]["queue_id"], id.to_string(), "{n}: {}", listed.text);
+    }
+}
+
+#[tokio::test]
+async fn an_event_named_like_a_delivery_does_not_list_that_delivery() {
+    let service = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let config_id = service.api.register("http://127.0.0.1:9", json!({})).await;
+    let named = json!({"event_type": "+credit", "config_id": config_id, "event_id": "order-1"});
+    let first = service.api.post("/webhooks", named).await.json();
+    let nameless = service.api.credit(config_id).await;
+    let first_id = first["queue_id"].as_str().unwrap();
+    let namesake = json!({"event_type": "+credit", "config_id": config_id, "event_id": first_id});
+    let second = service.api.post("/webhooks", namesake).await.json();
+
+    let listed = async |event_id: &str| -> Vec<Value> {
+        let answer = service.api.get(&format!("/webhooks?event_id={event_id}")).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let items = answer.json()["items"].as_array().unwrap().clone();
+        items.iter().map(|item| item["queue_id"].clone()).collect()
+    };
+    assert_eq!(listed(first_id).await, [second["queue_id"].clone()]);
+    assert_eq!(listed("order-1").await, [json!(first_id)]);
+    assert_eq!(
+        listed(&nameless).await,
+        [json!(nameless)],
+        "an event without a name has that of its delivery"
+    );
+    assert!(listed("").await.is_empty());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn of_a_deliverys_failed_probes_the_newest_are_kept_and_all_are_counted() {
+    let service = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let config_id = service.api.register("http://127.0.0.1:9", json!({})).await;
+    let queue_id = service.api.credit(config_id).await;
+    // 130 probes, each as a worker writes it
+    service
+        .database
+        .execute(
+            "do $$ begin
+               for n in 1..130 loop
+                 update webhook_queue_open
+                 set status = 'processing', worker_id = 'w', locked_at = now(), lock_expires_at = now() + interval '1 minute';
+                 perform webhook_settle_probe(array[queue_id], array['w'], array[now()], array[(1000 - n) * 1000000::bigint], array[0::bigint],
+                   array[n], array[500::smallint], array['body ' || n], array['the receiver answered 500']) from webhook_queue_open;
+               end loop;
+             end $$",
+        )
+        .await;
+
+    let kept: Vec<i32> =
+        service.database.scalar("select array_agg(duration_ms order by id) from webhook_probes").await;
+    assert_eq!(kept, (31..=130).collect::<Vec<_>>());
+    let shown = service.api.get(&format!("/webhooks/{queue_id}")).await.json();
+    assert_eq!(shown["failed_probes"], 130);
+    let attempts = shown["attempts"].as_array().unwrap();
+    assert!(attempts.iter().all(|attempt| attempt["probe"] == true));
+    let bodies: Vec<_> = attempts.iter().map(|attempt| attempt["response_body"].as_str().unwrap()).collect();
+    assert_eq!(bodies, (111..=130).map(|n| format!("body {n}")).collect::<Vec<_>>());
+    let listed = service.api.get("/webhooks").await.json();
+    assert_eq!(listed["items"][0]["failed_probes"], 130);
+    assert_eq!(listed["items"][0]["attempts"], json!([]), "a list reads no bodies of probes");
+    service.stop().await;
+}
+
+/// The check of this name in an answer about health.
+fn check_named<'a>(health: &'a Value, name: &str) -> &'a Value {
+    let checks = health["checks"].as_array().unwrap();
+    checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name} in {health}"))
+}
+
+#[tokio::test]
+async fn what_is_held_is_counted_and_aged_apart_from_what_is_ready() {
+    let service = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let api = &service.api;
+    let mut configs = Vec::new();
+    for (waiting, more) in [
+        (1, json!({})),
+        (2, json!({"enabled": false})),
+        (3, json!({})),
+        (4, json!({"max_in_flight": 1})),
+        (5, json!({"rate_limit_per_second": 1})),
+    ] {
+        let config_id = api.register("http://127.0.0.1:9", more).await;
+        for _ in 0..waiting {
+            api.credit(config_id).await;
+        }
+        configs.push(config_id);
+    }
+    let later = json!({"event_type": "+credit", "config_id": configs[0], "scheduled_at": Utc::now() + TimeDelta::hours(1)});
+    assert_eq!(api.post("/webhooks", later).await.status, 201);
+    api.patch(&format!("/api/webhooks/{}", configs[2]), json!({"circuit": {"state": "open"}})).await;
+    // what a probe left: ready since a moment ago, due since long; one has failed before, one is being attempted
+    service
+        .database
+        .execute(
+            "update webhook_queue_open set next_retry_at = now() - interval '13 minutes', ready_since = now() - interval '1 second'
+             where config_id = 3 and ready_since is not null;
+             update webhook_queue_open set next_retry_at = now() - interval '5 minutes' where config_id = 2;
+             update webhook_queue_open set retry_count = 1, retry_0_started_at = now(), retry_0_duration_ms = 7 where config_id = 3;
+             update webhook_queue_open
+             set status = 'processing', worker_id = 'w', locked_at = now(), lock_expires_at = now() + interval '1 hour'
+             where queue_id = (select queue_id from webhook_queue_open where config_id = 4 limit 1)",
+        )
+        .await;
+
+    let health = api.get("/health").await;
+    assert_eq!(health.status, 200, "{}", health.text);
+    let held = check_named(&health.json(), "held_deliveries").clone();
+    assert_eq!(
+        (&held["status"], &held["detail"]),
+        (
+            &json!("ok"),
+            &json!(
+                "13 are held, the oldest for 13 m: 3 by an open circuit, 2 by a paused config, 8 by a limit"
+            )
+        )
+    );
+
+    let statistics = api.get("/webhooks/stats").await.json();
+    for (name, expected) in [("total", 16), ("pending", 15), ("processing", 1), ("attempts", 3)] {
+        assert_eq!(statistics[name], expected, "{name} in {statistics}");
+    }
+    let held = &statistics["held"];
+    for (name, expected) in [("total", 13), ("paused", 2), ("circuit_open", 3), ("limited", 8)] {
+        assert_eq!(held[name], expected, "{name} in {statistics}");
+    }
+    let minutes = |age: &Value| age.as_u64().map(|ms| ms / 60_000);
+    assert_eq!(minutes(&held["oldest_age_ms"]), Some(13));
+    assert_eq!(minutes(&statistics["oldest_ready_age_ms"]), Some(0), "what is ready has an age of its own");
+    assert_eq!(statistics["attempt_success_rate"], 0.0, "all attempts so far have failed");
+    assert!(statistics["success_rate"].is_null(), "none has ended");
+
+    let paused = api.get(&format!("/webhooks/stats?config_id={}", configs[1])).await.json();
+    assert_eq!(
+        (&paused["pending"], &paused["held"]["paused"], &paused["held"]["total"]),
+        (&json!(2), &json!(2), &json!(2))
+    );
+    assert_eq!(minutes(&paused["held"]["oldest_age_ms"]), Some(5));
+    assert!(paused["oldest_ready_age_ms"].is_null() && paused["attempt_success_rate"].is_null());
+
+    // the recorder of metrics is one for all tests, so other values than of this moment may be seen
+    let line = |metrics: &str, name: &str, value: &str| {
+        metrics.lines().any(|line| line == format!("{name} {value}"))
+    };
+    eventually("the metrics show what is held", async || {
+        let metrics = api.get("/metrics").await.text;
+        let shown = line(&metrics, "webhook_queue_depth{state=\"ready\"}", "1")
+            && line(&metrics, "webhook_queue_depth{state=\"held\"}", "13")
+            && line(&metrics, "webhook_queue_depth{state=\"scheduled\"}", "1")
+            && line(&metrics, "webhook_queue_depth{state=\"processing\"}", "1")
+            && line(&metrics, "webhook_held_deliveries{reason=\"circuit_open\"}", "3")
+            && line(&metrics, "webhook_held_deliveries{reason=\"paused\"}", "2")
+            && line(&metrics, "webhook_held_deliveries{reason=\"limited\"}", "8")
+            && !line(&metrics, "webhook_oldest_held_age_seconds", "0");
+        shown.then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_waits_is_not_said_while_something_is_held() {
+    let service = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
+    let config_id = service.api.register("http://127.0.0.1:9", json!({"enabled": false})).await;
+    assert_eq!(
+        check_named(&service.api.get("/health/ready").await.json(), "held_deliveries")["detail"],
+        "none are held"
+    );
+    service.api.credit(config_id).await;
+
+    let ready = service.api.get("/health/ready").await;
+    assert_eq!(ready.status, 200);
+    let detail = check_named(&ready.json(), "oldest_ready_delivery")["detail"].clone();
+    assert_eq!(detail, "nothing waits that could be claimed");
+    eventually("it is counted", async || {
+        let health = service.api.get("/health/ready").await.json();
+        let detail = check_named(&health, "held_deliveries")["detail"].as_str().unwrap().to_owned();
+        detail.starts_with("1 is held, the oldest for ").then_some(())
+    })
+    .await;
     service.stop().await;
 }

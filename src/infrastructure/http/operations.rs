@@ -14,21 +14,27 @@ use utoipa::ToSchema;
 
 use super::Operations;
 use crate::application::ports::{Backlog, DeliveryRecords, HeldCircuit, StoreError};
+use crate::domain::statistics::Held;
 
 const TAG: &str = "operations";
 /// How old the backlog may be that metrics tell of, at least.
 const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
 /// Reading it costs more the larger it is; it is read so seldom that this many times the cost lies in between.
 const BACKLOG_REST: u32 = 20;
+/// How long an answer about health waits for the backlog.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
 /// How many circuits metrics tell of, of those that are not closed.
 const CIRCUITS_MAX: usize = 1_000;
 
 /// How much is waiting, read at most every few seconds.
 pub struct BacklogSample {
     records: Arc<dyn DeliveryRecords>,
-    last: Mutex<Option<Sample>>,
+    last: std::sync::Mutex<Option<Sample>>,
+    /// Held by whoever reads.
+    reading: Mutex<()>,
 }
 
+#[derive(Clone, Copy)]
 struct Sample {
     backlog: Backlog,
     good_until: Instant,
@@ -37,20 +43,42 @@ struct Sample {
 impl BacklogSample {
     /// Nothing is read yet.
     pub fn new(records: Arc<dyn DeliveryRecords>) -> Self {
-        Self { records, last: Mutex::new(None) }
+        Self { records, last: std::sync::Mutex::default(), reading: Mutex::default() }
+    }
+
+    fn last(&self) -> Option<Sample> {
+        // a sample is replaced whole, whatever panics
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fresh(&self) -> Option<Backlog> {
+        self.last().filter(|sample| Instant::now() < sample.good_until).map(|sample| sample.backlog)
     }
 
     async fn recent(&self) -> Result<Backlog, StoreError> {
-        let mut last = self.last.lock().await;
-        match &*last {
-            Some(sample) if Instant::now() < sample.good_until => Ok(sample.backlog),
-            Some(_) | None => {
-                let begun = Instant::now();
-                let backlog = self.records.backlog().await?;
-                let rest = BACKLOG_AGE_MAX.max(begun.elapsed() * BACKLOG_REST);
-                *last = Some(Sample { backlog, good_until: Instant::now() + rest });
-                Ok(backlog)
-            }
+        if let Some(backlog) = self.fresh() {
+            return Ok(backlog);
+        }
+        let _reading = self.reading.lock().await;
+        if let Some(backlog) = self.fresh() {
+            return Ok(backlog);
+        }
+        let begun = Instant::now();
+        let backlog = self.records.backlog().await?;
+        let rest = BACKLOG_AGE_MAX.max(begun.elapsed() * BACKLOG_REST);
+        let sample = Sample { backlog, good_until: Instant::now() + rest };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(sample);
+        Ok(backlog)
+    }
+
+    /// As recent as can be had soon, for callers who cannot wait; the reading goes on without them. `None`: nothing could be
+    /// read yet.
+    async fn recent_soon(self: &Arc<Self>) -> Option<Backlog> {
+        let sample = self.clone();
+        let reading = tokio::spawn(async move { sample.recent().await });
+        match tokio::time::timeout(HEALTH_PATIENCE, reading).await {
+            Ok(Ok(Ok(backlog))) => Some(backlog),
+            Ok(Ok(Err(_)) | Err(_)) | Err(_) => self.last().map(|sample| sample.backlog),
         }
     }
 }
@@ -93,7 +121,7 @@ pub struct HealthView {
 /// One thing that was looked at.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
-    /// `database`, `migrations` or `oldest_ready_delivery`.
+    /// `database`, `migrations`, `oldest_ready_delivery` or `held_deliveries`.
     name: &'static str,
     /// `ok` or `failing`.
     status: &'static str,
@@ -142,6 +170,7 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
             checks.push(check("migrations", migrated, detail));
             if migrated {
                 checks.push(oldest_ready(&operations).await);
+                checks.push(held_deliveries(&operations).await);
             }
         }
     }
@@ -153,11 +182,69 @@ async fn oldest_ready(operations: &Operations) -> CheckView {
     let limit = operations.ready_age_max;
     match operations.records.oldest_ready_age().await {
         Err(_) => check(NAME, false, "cannot be read"),
-        Ok(None) => check(NAME, true, "nothing waits"),
+        // what is held may wait all the same
+        Ok(None) => check(NAME, true, "nothing waits that could be claimed"),
         Ok(Some(age)) => {
             let detail = format!("has waited {} ms; the limit is {} ms", age.as_millis(), limit.as_millis());
             check(NAME, age <= limit, detail)
         }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+fn show_backlog(backlog: &Backlog) {
+    let held = backlog.held;
+    for (state, depth) in [
+        ("ready", backlog.ready),
+        ("held", held.total()),
+        ("scheduled", backlog.scheduled),
+        ("processing", backlog.processing),
+    ] {
+        metrics::gauge!("webhook_queue_depth", "state" => state).set(depth as f64);
+    }
+    for (reason, count) in
+        [("paused", held.paused), ("circuit_open", held.circuit_open), ("limited", held.limited)]
+    {
+        metrics::gauge!("webhook_held_deliveries", "reason" => reason).set(count as f64);
+    }
+    metrics::gauge!("webhook_oldest_held_age_seconds").set(held.oldest_age.unwrap_or_default().as_secs_f64());
+}
+
+/// What is held is no failure of this service: operators and receivers have their reasons. But it is not idle, either.
+async fn held_deliveries(operations: &Operations) -> CheckView {
+    const NAME: &str = "held_deliveries";
+    match operations.backlog.recent_soon().await {
+        None => check(NAME, true, "could not be counted in time"),
+        Some(backlog) => check(NAME, true, in_words(&backlog.held)),
+    }
+}
+
+fn in_words(held: &Held) -> String {
+    if held.total() == 0 {
+        return "none are held".into();
+    }
+    let reasons = [
+        (held.circuit_open, "by an open circuit"),
+        (held.paused, "by a paused config"),
+        (held.limited, "by a limit"),
+    ];
+    let reasons: Vec<String> = reasons
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, reason)| format!("{count} {reason}"))
+        .collect();
+    let are = if held.total() == 1 { "is" } else { "are" };
+    let age = rough(held.oldest_age.unwrap_or_default());
+    format!("{} {are} held, the oldest for {age}: {}", held.total(), reasons.join(", "))
+}
+
+/// A duration in its largest unit.
+fn rough(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ 0..=119 => format!("{seconds} s"),
+        seconds @ 120..=7_199 => format!("{} m", seconds / 60),
+        seconds @ 7_200..=172_799 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
     }
 }
 
@@ -172,12 +259,7 @@ pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse 
     }
     // without the database the rest is still worth telling
     if let Ok(backlog) = operations.backlog.recent().await {
-        for (state, depth) in
-            [("ready", backlog.ready), ("scheduled", backlog.scheduled), ("processing", backlog.processing)]
-        {
-            #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
-            metrics::gauge!("webhook_queue_depth", "state" => state).set(depth as f64);
-        }
+        show_backlog(&backlog);
     }
     if let Ok(circuits) = operations.circuits.held(CIRCUITS_MAX).await {
         operations.circuit_gauges.show(&circuits);

@@ -1,6 +1,7 @@
 //! What goes out and comes in as JSON: the shapes of the contract, made from domain values and turned into them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -14,6 +15,7 @@ use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery};
 use crate::domain::endpoint::{Endpoint, EndpointParts, EndpointUrl};
 use crate::domain::event::{Event, EventParts};
 use crate::domain::invalid::Invalid;
+use crate::domain::statistics::Held;
 use crate::domain::url_params::UrlParams;
 
 /// An event to deliver.
@@ -169,7 +171,9 @@ pub struct DeliveryView {
     created_at: DateTime<Utc>,
     /// When it became terminal.
     completed_at: Option<DateTime<Utc>>,
-    /// Its attempts, in order.
+    /// How many probes of it have failed, while its config's circuit was not closed. The newest 100 are kept for the audit.
+    failed_probes: u32,
+    /// Its attempts, in order. A look-up of one delivery shows the newest 20 of its failed probes among them, a list none.
     attempts: Vec<AttemptView>,
 }
 
@@ -193,6 +197,7 @@ impl From<Delivery> for DeliveryView {
             replay_of: delivery.replay_of.map(crate::domain::delivery::QueueId::get),
             created_at: delivery.created_at,
             completed_at: delivery.completed_at,
+            failed_probes: delivery.failed_probes,
             attempts: delivery.attempts.into_iter().map(AttemptView::from).collect(),
         }
     }
@@ -258,7 +263,7 @@ pub struct StatisticsView {
     from: Option<DateTime<Utc>>,
     /// All deliveries.
     total: u64,
-    /// Those that wait.
+    /// Those that wait: for a worker, for a later time, or because they are held.
     pending: u64,
     /// Those under a lease.
     processing: u64,
@@ -274,10 +279,46 @@ pub struct StatisticsView {
     retries: u64,
     /// Completed ones among the completed and failed, from 0 to 1; `null` if there are none.
     success_rate: Option<f64>,
+    /// Attempts that succeeded among all attempts, from 0 to 1; `null` if there are none. Unlike `success_rate` it falls
+    /// with each failure, also while a delivery is still retried. Failed probes are no attempts.
+    attempt_success_rate: Option<f64>,
     /// What attempts took; `null` if there were none.
     duration_ms: Option<DurationsView>,
     /// How long the oldest delivery has waited that could be claimed now; `null` if there is none.
     oldest_ready_age_ms: Option<u64>,
+    /// Those of the pending that are due but may not be attempted.
+    held: HeldView,
+}
+
+/// Deliveries that are due but may not be attempted, by what holds them; each is counted once.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct HeldView {
+    /// All of them.
+    total: u64,
+    /// By a config that is disabled.
+    paused: u64,
+    /// By a circuit that is open or half open.
+    circuit_open: u64,
+    /// By `max_in_flight` or `rate_limit_per_second`.
+    limited: u64,
+    /// For how long the oldest of them has been due; `null` if there is none.
+    oldest_age_ms: Option<u64>,
+}
+
+impl From<Held> for HeldView {
+    fn from(held: Held) -> Self {
+        Self {
+            total: held.total(),
+            paused: held.paused,
+            circuit_open: held.circuit_open,
+            limited: held.limited,
+            oldest_age_ms: held.oldest_age.map(millis),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Durations in milliseconds; percentiles are exact below 1 s, and have three significant digits from there on.
@@ -310,13 +351,16 @@ impl From<Statistics> for StatisticsView {
             attempts,
             retries,
             success_rate: (ended > 0).then(|| completed as f64 / ended as f64),
+            // the last attempt of a completed delivery has succeeded, and no other
+            attempt_success_rate: (attempts > 0).then(|| completed as f64 / attempts as f64),
             duration_ms: statistics.duration_ms.map(|d| DurationsView {
                 avg: d.avg,
                 p50: d.p50,
                 p95: d.p95,
                 p99: d.p99,
             }),
-            oldest_ready_age_ms: statistics.oldest_ready_age_ms,
+            oldest_ready_age_ms: statistics.oldest_ready_age.map(millis),
+            held: statistics.held.into(),
         }
     }
 }
@@ -510,7 +554,6 @@ pub struct CircuitView {
 impl From<Endpoint> for ConfigView {
     fn from(endpoint: Endpoint) -> Self {
         let settings = endpoint.settings;
-        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             id: endpoint.id.get(),
             name: settings.name,

@@ -51,7 +51,7 @@ pub async fn enqueue(
         return Ok((StatusCode::CREATED, location, Json(ReceiptView::from(Arc::unwrap_or_clone(stored))))
             .into_response());
     }
-    let first = api.deliveries.show(receipt.queue_id).await?;
+    let first = api.deliveries.show_first(receipt.queue_id).await?;
     Ok((StatusCode::OK, location, Json(ReceiptView::duplicate_of(first))).into_response())
 }
 

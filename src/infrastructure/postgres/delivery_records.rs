@@ -1,13 +1,15 @@
 //! Deliveries as people and other programs see them: look-ups, lists, counts, and changes that were asked for.
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
-use sqlx::{FromRow, Postgres, QueryBuilder, Row as _};
+use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::{Database, REQUEST_LIMIT, SCAN_LIMIT, from_micros, lacks_archive, within};
 use crate::application::ports::{
@@ -22,22 +24,12 @@ use crate::domain::statistics::DurationCounts;
 #[async_trait]
 impl DeliveryRecords for Database {
     async fn find(&self, queue_id: QueueId) -> Result<Option<Delivery>, StoreError> {
-        let row: Option<DeliveryRow> = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_as(
-            "-- records.find
-select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q where q.queue_id = $1"
-        )
-        .bind(queue_id.get())
-        .fetch_optional(&mut *connection))?;
-        Ok(row.map(|row| row.0))
+        within!(self.requests, REQUEST_LIMIT, |connection| find_on(&mut connection, queue_id))
     }
 
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError> {
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        let mut query = list_query(filter, limit);
-        let rows: Vec<DeliveryRow> = within!(self.requests, SCAN_LIMIT, |connection| query
-            .build_query_as()
-            .fetch_all(&mut *connection))?;
-        Ok(rows.into_iter().map(|row| row.0).collect())
+        within!(self.requests, SCAN_LIMIT, |connection| list_on(&mut connection, filter, limit))
     }
 
     async fn make_ready(&self, queue_id: QueueId) -> Result<bool, StoreError> {
@@ -69,30 +61,31 @@ select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q whe
         let config_id = scope.config_id.map(EndpointId::get);
         let window = scope.window.map(|window| window.as_secs_f64());
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        let (facts, oldest_ready_age) = tokio::try_join!(
-            async {
-                within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
-                    r#"-- records.statistics
-                    select counted_from, fact as "fact!", duration_ms as "duration_ms!",
-                           occurrences as "occurrences!", duration_total_ms as "duration_total_ms!"
-                    from webhook_statistics_of($1, $2 * interval '1 second')"#,
-                    config_id,
-                    window,
-                )
-                .fetch_all(&mut *connection))
-            },
-            self.oldest_ready_age_of(scope.config_id),
-        )?;
-        let mut statistics = Statistics {
-            from: facts.first().and_then(|fact| fact.counted_from),
-            oldest_ready_age_ms: oldest_ready_age.map(millis),
-            ..Statistics::default()
-        };
+        let facts = within!(self.requests, SCAN_LIMIT, |connection| {
+            sqlx::query!(
+            r#"-- records.statistics
+            select counted_from, fact as "fact!", duration_ms as "duration_ms!", occurrences as "occurrences!",
+                   duration_total_ms as "duration_total_ms!", oldest_us
+            from webhook_statistics_and_holds($1, $2 * interval '1 second')"#,
+            config_id,
+            window,
+        )
+        .fetch_all(&mut *connection)
+        })?;
+        let mut statistics =
+            Statistics { from: facts.first().and_then(|fact| fact.counted_from), ..Statistics::default() };
         let mut durations = DurationCounts::default();
         for fact in facts {
             let occurrences = fact.occurrences.unsigned_abs();
             match fact.fact.as_str() {
-                "pending" => statistics.pending += occurrences,
+                "ready" => {
+                    statistics.pending += occurrences;
+                    statistics.oldest_ready_age = fact.oldest_us.map(from_micros);
+                }
+                "scheduled" => statistics.pending += occurrences,
+                reason if statistics.held.add(reason, occurrences, fact.oldest_us.map(from_micros)) => {
+                    statistics.pending += occurrences;
+                }
                 "processing" => statistics.processing += occurrences,
                 "completed" => statistics.completed += occurrences,
                 "failed" => statistics.failed += occurrences,
@@ -122,22 +115,36 @@ select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q whe
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        let row = within!(self.requests, SCAN_LIMIT, |connection| {
+        let rows = within!(self.requests, SCAN_LIMIT, |connection| {
             sqlx::query!(
             r#"-- records.backlog
-            select ready as "ready!", scheduled as "scheduled!", processing as "processing!" from webhook_backlog()"#
+            select state as "state!", deliveries as "deliveries!", oldest_us from webhook_open_deliveries(null)"#
         )
-        .fetch_one(&mut *connection)
+        .fetch_all(&mut *connection)
         })?;
-        Ok(Backlog {
-            ready: row.ready.unsigned_abs(),
-            scheduled: row.scheduled.unsigned_abs(),
-            processing: row.processing.unsigned_abs(),
-        })
+        let mut backlog = Backlog::default();
+        for row in rows {
+            let deliveries = row.deliveries.unsigned_abs();
+            match row.state.as_str() {
+                "ready" => backlog.ready = deliveries,
+                "scheduled" => backlog.scheduled = deliveries,
+                "processing" => backlog.processing = deliveries,
+                reason => {
+                    let known = backlog.held.add(reason, deliveries, row.oldest_us.map(from_micros));
+                    debug_assert!(known, "webhook_open_deliveries knows no {reason}");
+                }
+            }
+        }
+        Ok(backlog)
     }
 
     async fn oldest_ready_age(&self) -> Result<Option<Duration>, StoreError> {
-        self.oldest_ready_age_of(None).await
+        let age = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+            "-- records.oldest_ready_age
+            select webhook_oldest_ready_us(null)"
+        )
+        .fetch_one(&mut *connection))?;
+        Ok(age.map(from_micros))
     }
 }
 
@@ -151,29 +158,163 @@ impl Database {
         )
         .fetch_one(&mut *connection))
     }
+}
 
-    async fn oldest_ready_age_of(
-        &self,
-        config_id: Option<EndpointId>,
-    ) -> Result<Option<Duration>, StoreError> {
-        let age = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-            "-- records.oldest_ready_age
-            select webhook_oldest_ready_us($1)",
-            config_id.map(EndpointId::get),
-        )
-        .fetch_one(&mut *connection))?;
-        Ok(age.map(from_micros))
+/// A delivery ends at most so long before the time that its id tells: that is of another clock.
+const ENDS_BEFORE_MAX: TimeDelta = TimeDelta::days(1);
+/// Most deliveries end within this time, the others cost a second look.
+const ENDS_WITHIN: TimeDelta = TimeDelta::days(8);
+/// Deliveries of an event that ended at more separate times than this are looked for in all that lies between.
+const PERIODS_MAX: usize = 16;
+/// How many failed probes are shown with a delivery.
+const PROBES_SHOWN: i32 = 20;
+
+/// From one time on, and before another.
+type Period = Range<DateTime<Utc>>;
+
+/// When a delivery of this id has ended, if it has: very probably. A UUIDv7 tells when it was made; of others nothing is
+/// known.
+fn probable_end(queue_id: Uuid) -> Option<Period> {
+    if queue_id.get_version_num() != 7 {
+        return None;
+    }
+    let (milliseconds, _) = queue_id.as_u64_pair();
+    let made = DateTime::from_timestamp_millis(i64::try_from(milliseconds >> 16).ok()?)?;
+    Some(made - ENDS_BEFORE_MAX..made + ENDS_WITHIN)
+}
+
+/// Leaves out the archives of other times. The statement must not be a persistent one: only what is planned with the times
+/// themselves neither reads nor locks the other archives, of which there may be thousands.
+fn push_open_or_ended_within(query: &mut QueryBuilder<Postgres>, periods: &[Period]) {
+    query.push(" and (q.completed_at is null");
+    for period in periods {
+        query.push(" or q.completed_at >= ").push_bind(period.start);
+        query.push(" and q.completed_at < ").push_bind(period.end);
+    }
+    query.push(")");
+}
+
+/// The rest.
+fn push_ended_without(query: &mut QueryBuilder<Postgres>, periods: &[Period]) {
+    query.push(" and q.completed_at is not null");
+    for period in periods {
+        query.push(" and (q.completed_at < ").push_bind(period.start);
+        query.push(" or q.completed_at >= ").push_bind(period.end).push(")");
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+async fn find_on(connection: &mut PgConnection, queue_id: QueueId) -> sqlx::Result<Option<Delivery>> {
+    let queue_id = queue_id.get();
+    let looked_for = || {
+        let mut query = QueryBuilder::new(
+            "-- records.find
+select q.*, (select max(p.number) from webhook_probes p where p.queue_id = q.queue_id) as failed_probes,
+       (select json_agg(p) from (select * from webhook_probes p where p.queue_id = q.queue_id
+                                 order by p.number desc limit ",
+        );
+        query.push(PROBES_SHOWN).push(") as p) as probes\nfrom webhook_queue q where q.queue_id = ");
+        query.push_bind(queue_id);
+        query
+    };
+    let mut query = looked_for();
+    if let Some(period) = probable_end(queue_id) {
+        let periods = [period];
+        push_open_or_ended_within(&mut query, &periods);
+        let row =
+            query.build_query_as::<DeliveryRow>().persistent(false).fetch_optional(&mut *connection).await?;
+        if row.is_some() {
+            return Ok(row.map(|row| row.0));
+        }
+        query = looked_for();
+        push_ended_without(&mut query, &periods);
+    }
+    // all archives are named anyway, so that a plan for any time saves the planning
+    let row = query.build_query_as::<DeliveryRow>().fetch_optional(connection).await?;
+    Ok(row.map(|row| row.0))
+}
+
+async fn list_on(
+    connection: &mut PgConnection,
+    filter: &DeliveryFilter,
+    limit: usize,
+) -> sqlx::Result<Vec<Delivery>> {
+    let located = match &filter.event_id {
+        Some(event_id) => Some(locate(connection, event_id).await?),
+        None => None,
+    };
+    let mut query = list_query(filter, located.as_ref(), limit);
+    let rows = query.build_query_as::<DeliveryRow>().persistent(false).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|row| row.0).collect())
+}
+
+/// The deliveries of an event, and where they are.
+struct Located {
+    ids: Vec<Uuid>,
+    periods: Vec<Period>,
+}
+
+/// Finds out where the deliveries of an event are: most in the periods that their ids tell, the others by a look into all
+/// archives.
+async fn locate(connection: &mut PgConnection, event_id: &str) -> sqlx::Result<Located> {
+    let ids: Vec<Uuid> = sqlx::query_scalar(
+        "-- records.deliveries_of_event
+select webhook_deliveries_of_event($1)",
+    )
+    .bind(event_id)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut periods = merged(ids.iter().copied().filter_map(probable_end).collect());
+    let mut query = ends_query(&ids);
+    push_open_or_ended_within(&mut query, &periods);
+    let near: Vec<(Uuid, Option<DateTime<Utc>>)> =
+        query.build_query_as().persistent(false).fetch_all(&mut *connection).await?;
+    let near: HashSet<Uuid> = near.into_iter().map(|(id, _)| id).collect();
+    let missing: Vec<Uuid> = ids.iter().copied().filter(|id| !near.contains(id)).collect();
+    if !missing.is_empty() {
+        let mut query = ends_query(&missing);
+        push_ended_without(&mut query, &periods);
+        let elsewhere: Vec<(Uuid, DateTime<Utc>)> =
+            query.build_query_as().fetch_all(&mut *connection).await?;
+        periods.extend(elsewhere.into_iter().map(|(_, end)| end..end + TimeDelta::seconds(1)));
+    }
+    // what was open a moment ago may have ended since
+    let now = Utc::now();
+    periods.push(now - ENDS_BEFORE_MAX..now + ENDS_BEFORE_MAX);
+    Ok(Located { ids, periods: merged(periods) })
+}
+
+fn ends_query(ids: &[Uuid]) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::new(
+        "-- records.locate\nselect q.queue_id, q.completed_at from webhook_queue q where q.queue_id = any(",
+    );
+    query.push_bind(ids.to_vec()).push(")");
+    query
+}
+
+/// The same times in few periods, in order.
+fn merged(mut periods: Vec<Period>) -> Vec<Period> {
+    periods.sort_by_key(|period| period.start);
+    let mut merged: Vec<Period> = Vec::new();
+    for period in periods {
+        match merged.last_mut() {
+            Some(last) if period.start <= last.end => last.end = last.end.max(period.end),
+            Some(_) | None => merged.push(period),
+        }
+    }
+    if let [first, .., last] = merged.as_slice()
+        && merged.len() > PERIODS_MAX
+    {
+        return vec![first.start..last.end];
+    }
+    merged
 }
 
 /// Newest first: the order of the key, since ids are made in the order of time.
-fn list_query(filter: &DeliveryFilter, limit: usize) -> QueryBuilder<Postgres> {
+fn list_query(filter: &DeliveryFilter, located: Option<&Located>, limit: usize) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::new(
-        "-- records.list\nselect q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q where q.deleted_at is null",
+        "-- records.list
+select q.*, (select max(p.number) from webhook_probes p where p.queue_id = q.queue_id) as failed_probes, null::json as probes
+from webhook_queue q where q.deleted_at is null",
     );
     if let Some(status) = filter.status {
         // which partitions there are to look into follows from the second half
@@ -191,10 +332,11 @@ fn list_query(filter: &DeliveryFilter, limit: usize) -> QueryBuilder<Postgres> {
         query.push(" and event_type = ").push_bind(event_type.as_str());
     }
     if let Some(event_id) = &filter.event_id {
-        query
-            .push(" and queue_id = any(array(select webhook_deliveries_of_event(")
-            .push_bind(event_id.clone())
-            .push(")))");
+        query.push(" and event_id = ").push_bind(event_id.clone());
+    }
+    if let Some(Located { ids, periods }) = located {
+        query.push(" and queue_id = any(").push_bind(ids.clone()).push(")");
+        push_open_or_ended_within(&mut query, periods);
     }
     if let Some(from) = filter.from {
         query.push(" and created_at >= ").push_bind(from);
@@ -234,8 +376,8 @@ impl FromRow<'_, PgRow> for DeliveryRow {
                 error: row.try_get(column("error").as_str())?,
             });
         }
-        let Json(probes): Json<Vec<ProbeRow>> = row.try_get("probes")?;
-        attempts.extend(probes.into_iter().map(Attempt::from));
+        let probes: Option<Json<Vec<ProbeRow>>> = row.try_get("probes")?;
+        attempts.extend(probes.into_iter().flat_map(|Json(probes)| probes).map(Attempt::from));
         attempts.sort_by_key(|attempt| attempt.started_at);
         Ok(Self(Delivery {
             queue_id: QueueId::new(row.try_get("queue_id")?),
@@ -255,12 +397,13 @@ impl FromRow<'_, PgRow> for DeliveryRow {
             replay_of: row.try_get::<Option<Uuid>, _>("replay_of")?.map(QueueId::new),
             created_at: row.try_get("created_at")?,
             completed_at: row.try_get("completed_at")?,
+            failed_probes: row.try_get::<Option<i32>, _>("failed_probes")?.unwrap_or_default().unsigned_abs(),
             attempts,
         }))
     }
 }
 
-/// A failed probe, as `webhook_failed_probes` tells it.
+/// A failed probe, as a row of `webhook_probes` in JSON.
 #[derive(Deserialize)]
 struct ProbeRow {
     attempt: u8,
@@ -284,5 +427,34 @@ impl From<ProbeRow> for Attempt {
             response_body: row.response_body,
             error: row.error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(day: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::days(day)
+    }
+
+    #[test]
+    fn an_id_of_version_7_tells_when_its_delivery_has_probably_ended() {
+        // 2022-02-22T19:22:22Z, the example of RFC 9562, A.6
+        let id = Uuid::from_u128(0x017F_22E2_79B0_7CC3_98C4_DC0C_0C07_398F);
+        let made = DateTime::from_timestamp(1_645_557_742, 0).unwrap();
+        assert_eq!(probable_end(id), Some(made - TimeDelta::days(1)..made + TimeDelta::days(8)));
+        assert_eq!(probable_end(Uuid::new_v4()), None);
+        let latest = Uuid::from_u128(0xFFFF_FFFF_FFFF_7FFF_BFFF_FFFF_FFFF_FFFF);
+        assert!(probable_end(latest).is_some(), "an id may tell any time");
+    }
+
+    #[test]
+    fn periods_that_touch_are_one_and_many_become_one() {
+        let days = |days: &[(i64, i64)]| days.iter().map(|&(from, to)| at(from)..at(to)).collect::<Vec<_>>();
+        assert_eq!(merged(days(&[(5, 7), (1, 3), (3, 4), (6, 9), (2, 3)])), days(&[(1, 4), (5, 9)]));
+        assert_eq!(merged(vec![]), vec![]);
+        let many: Vec<_> = (0..=16).map(|n| (n * 10, n * 10 + 1)).collect();
+        assert_eq!(merged(days(&many)), days(&[(0, 161)]));
     }
 }

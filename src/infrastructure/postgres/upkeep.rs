@@ -5,39 +5,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{Database, SCAN_LIMIT, within};
-use crate::application::ports::{StoreError, Upkeep};
+use crate::application::ports::{Forgetting, StoreError, Upkeep};
 
 /// How many days of archives are made ahead.
 const ARCHIVE_DAYS_AHEAD: i32 = 7;
-/// How many event keys, or failed probes, are forgotten at a time.
-const ROWS_MAX: i32 = 10_000;
+/// How many archives all processes together take out in an hour: a wrong clock or a mistyped retention costs no more.
+const RETIRED_PER_HOUR: i32 = 4;
+/// What guards so many deliveries is forgotten at a time: enqueues of the same events wait for it.
+const ROWS_MAX: i32 = 2_000;
+/// So many times in a row, since counts wait for it.
+const FORGETTING_STEPS: u32 = 50;
 /// How many orphans are cancelled at a time: each time costs a walk over the open deliveries.
 const ORPHANS_MAX: i32 = 20_000;
 /// How many transactions are counted at a time; each settled at most a few hundred deliveries.
 const COUNT_TRANSACTIONS: i64 = 2_000;
 /// How long it may take to index an archive, or to number the transactions of all archives anew after a restore.
 const REWRITE_LIMIT: Duration = Duration::from_mins(30);
-
-/// Forgets what is older than `$retention`, `ROWS_MAX` rows at a time; answers how many. A macro, because the text of a
-/// checked query must be a literal.
-macro_rules! forget_in_steps {
-    ($database:expr, $retention:expr, $statement:literal) => {{
-        let mut total = 0;
-        loop {
-            let forgotten = within!($database.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-                $statement,
-                $retention.as_secs_f64(),
-                ROWS_MAX
-            )
-            .fetch_one(&mut *connection))?
-            .unsigned_abs();
-            total += forgotten;
-            if forgotten < u64::from(ROWS_MAX.unsigned_abs()) {
-                return Ok(total);
-            }
-        }
-    }};
-}
 
 #[async_trait]
 impl Upkeep for Database {
@@ -64,14 +47,35 @@ impl Upkeep for Database {
         Ok(total)
     }
 
-    async fn drop_archives(&self, retention: Duration) -> Result<u64, StoreError> {
-        let dropped = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-            r#"-- upkeep.drop_archives
-            select webhook_drop_archives($1 * interval '1 second') as "dropped!""#,
+    async fn retire_archives(&self, retention: Duration) -> Result<Vec<String>, StoreError> {
+        within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+            r#"-- upkeep.retire_archives
+            select webhook_retire_archives($1 * interval '1 second', $2) as "archive!""#,
             retention.as_secs_f64(),
+            RETIRED_PER_HOUR
         )
-        .fetch_one(&mut *connection))?;
-        Ok(u64::from(dropped.unsigned_abs()))
+        .fetch_all(&mut *connection))
+    }
+
+    async fn forget_retired(&self) -> Result<Forgetting, StoreError> {
+        let mut forgetting = Forgetting::default();
+        for _ in 0..FORGETTING_STEPS {
+            let step = within!(self.engine, SCAN_LIMIT, |connection| {
+                sqlx::query!(
+                r#"-- upkeep.forget_retired
+                select archive as "archive!", keys as "keys!", dropped as "dropped!" from webhook_forget_retired($1)"#,
+                ROWS_MAX
+            )
+            .fetch_optional(&mut *connection)
+            })?;
+            // nothing is left, or another process is at it
+            let Some(step) = step else { return Ok(forgetting) };
+            forgetting.keys += step.keys.unsigned_abs();
+            if step.dropped {
+                forgetting.dropped.push(step.archive);
+            }
+        }
+        Ok(Forgetting { left: true, ..forgetting })
     }
 
     async fn forget_statistics(&self) -> Result<u64, StoreError> {
@@ -81,24 +85,6 @@ impl Upkeep for Database {
         )
         .fetch_one(&mut *connection))?;
         Ok(forgotten.unsigned_abs())
-    }
-
-    async fn forget_events(&self, retention: Duration) -> Result<u64, StoreError> {
-        forget_in_steps!(
-            self,
-            retention,
-            r#"-- upkeep.forget_events
-            select webhook_forget_events($1 * interval '1 second', $2) as "forgotten!""#
-        )
-    }
-
-    async fn forget_probes(&self, retention: Duration) -> Result<u64, StoreError> {
-        forget_in_steps!(
-            self,
-            retention,
-            r#"-- upkeep.forget_probes
-            select webhook_forget_probes($1 * interval '1 second', $2) as "forgotten!""#
-        )
     }
 
     async fn count_statistics(&self, recent: Duration) -> Result<u64, StoreError> {
