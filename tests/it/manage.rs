@@ -220,7 +220,7 @@ async fn health_and_metrics_tell_how_the_service_is() {
     for name in [
         "webhook_enqueued_total",
         "webhook_attempts_total{outcome=\"success\"}",
-        "webhook_attempts_total{outcome=\"refused\"}",
+        "webhook_attempts_total{outcome=\"http_error\"}",
         "webhook_deliveries_total{status=\"completed\"}",
         "webhook_deliveries_total{status=\"failed\"}",
         "webhook_attempt_duration_seconds_bucket",

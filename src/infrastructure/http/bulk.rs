@@ -65,10 +65,10 @@ pub struct BatchResult {
 ///
 /// An array of at most 1,000, or `application/x-ndjson`: a stream of any length, one event a line of at most 64 KiB.
 /// Each event is accepted or refused by itself; the answer comes after all that were accepted are committed.
-#[utoipa::path(post, path = "/webhooks/batch", tag = "webhooks",
+#[utoipa::path(post, path = "/webhooks/batch", operation_id = "enqueue_batch", tag = "webhooks",
     request_body(content((Vec<EventBody> = "application/json"), (String = "application/x-ndjson"))),
     responses(
-        (status = 200, body = BatchResults),
+        (status = 200, description = "What became of each", body = BatchResults),
         (status = 400, description = "Not a JSON array", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "More than 1,000 events or 8 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Not an array", body = Problem, content_type = "application/problem+json"),
