@@ -186,7 +186,13 @@ impl Application {
                 enqueue,
                 wakeup.clone(),
             )),
-            endpoints: Arc::new(ManageEndpoints::new(store, directory, addresses, wakeup.clone())),
+            endpoints: Arc::new(ManageEndpoints::new(
+                store,
+                directory,
+                addresses,
+                settings.http_timeout,
+                wakeup.clone(),
+            )),
         };
         Self { api, wakeup, workers }
     }

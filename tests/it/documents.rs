@@ -21,6 +21,7 @@ async fn the_openapi_document_and_its_page_are_served() {
     let page = service.api.get("/docs/").await;
     assert_eq!(page.status, 200);
     assert!(page.headers["content-type"].to_str().unwrap().starts_with("text/html"));
+    assert!(page.text.contains("<title>webhook-processor: API</title>"), "{}", page.text);
     for foreign in ["https://", "http://"] {
         assert!(!page.text.contains(foreign), "the page loads something from elsewhere");
     }

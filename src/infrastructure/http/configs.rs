@@ -13,7 +13,7 @@ use super::extract::{ApiJson, ApiPath, ApiQuery};
 use super::schemas::NewConfigBody;
 use super::view::{ConfigBody, ConfigView, Page};
 use super::webhooks::page_size;
-use crate::domain::endpoint::EndpointId;
+use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::invalid::{Faults, Invalid};
 
 const TAG: &str = "configs";
@@ -45,7 +45,7 @@ pub async fn register(
 ) -> Result<Response, ApiError> {
     let endpoint = api.endpoints.register(body.into()).await?;
     let location = [(header::LOCATION, format!("/api/webhooks/{}", endpoint.id))];
-    Ok((StatusCode::CREATED, location, Json(ConfigView::from(endpoint))).into_response())
+    Ok((StatusCode::CREATED, location, Json(view(&api, endpoint))).into_response())
 }
 
 /// Which configs to list.
@@ -79,7 +79,14 @@ pub async fn list(
     faults.into_result()?;
     let limit = limit.expect("a fault would have been noted");
     let endpoints = api.endpoints.list(after, limit).await?;
-    Ok(Json(Page::new(endpoints, limit, |last| last.id.to_string())))
+    let page = Page::new(endpoints, limit, |last: &Endpoint| last.id.to_string());
+    let items = page.items.into_iter().map(|endpoint| view(&api, endpoint)).collect();
+    Ok(Json(Page { items, next_cursor: page.next_cursor }))
+}
+
+/// A config as it holds in this process.
+fn view(api: &Api, endpoint: Endpoint) -> ConfigView {
+    ConfigView::new(endpoint, api.endpoints.timeout_max())
 }
 
 /// A config's id in a path.
@@ -104,7 +111,7 @@ pub async fn show(
     State(api): State<Api>,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(api.endpoints.show(id).await?.into()))
+    Ok(Json(view(&api, api.endpoints.show(id).await?)))
 }
 
 /// Change a config: only what the body names.
@@ -124,7 +131,7 @@ pub async fn change(
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
     ApiJson(body): ApiJson<ConfigBody>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(api.endpoints.change(id, body.into()).await?.into()))
+    Ok(Json(view(&api, api.endpoints.change(id, body.into()).await?)))
 }
 
 /// Delete a config.

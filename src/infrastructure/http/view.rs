@@ -358,8 +358,8 @@ pub struct ConfigBody {
     chargeback_url: Option<Option<String>>,
     #[schema(schema_with = schemas::headers)]
     headers: Option<BTreeMap<String, String>>,
-    /// Limit of one attempt, from connect to the end of the body. It must not be above `HTTP_TIMEOUT`, which is 30,000
-    /// unless the operator chose another; a new config has 30,000, or `HTTP_TIMEOUT` if that is less.
+    /// Limit of one attempt, from connect to the end of the body. It must not be above `HTTP_TIMEOUT`, which is 30 s
+    /// unless the operator chose another.
     #[schema(minimum = 1, maximum = 300_000, default = 30_000, example = 30_000)]
     timeout_ms: Option<i64>,
     /// Attempts after the first.
@@ -467,6 +467,8 @@ pub struct ConfigView {
     headers: BTreeMap<String, String>,
     /// Limit of one attempt.
     timeout_ms: u64,
+    /// The limit that holds: `timeout_ms`, or `HTTP_TIMEOUT` if that is less.
+    effective_timeout_ms: u64,
     /// Attempts after the first.
     max_retries: u8,
     /// Delay before the first retry.
@@ -518,8 +520,9 @@ pub struct CircuitView {
     cooldown_cap_ms: u64,
 }
 
-impl From<Endpoint> for ConfigView {
-    fn from(endpoint: Endpoint) -> Self {
+impl ConfigView {
+    /// A config as it is where no attempt may take longer than `timeout_max`.
+    pub fn new(endpoint: Endpoint, timeout_max: std::time::Duration) -> Self {
         let settings = endpoint.settings;
         let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
@@ -529,6 +532,7 @@ impl From<Endpoint> for ConfigView {
             chargeback_url: settings.chargeback_url.as_ref().map(EndpointUrl::as_str).map(str::to_owned),
             headers: settings.headers.as_map().clone(),
             timeout_ms: millis(settings.timeout),
+            effective_timeout_ms: millis(settings.timeout.min(timeout_max)),
             max_retries: settings.retry.max_retries(),
             retry_base_ms: millis(settings.retry.base()),
             retry_cap_ms: millis(settings.retry.cap()),

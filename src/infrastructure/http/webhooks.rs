@@ -92,10 +92,10 @@ pub struct ListQuery {
     #[param(pattern = r"^[^\u0000]*$")]
     event_id: Option<String>,
     /// Accepted at this time or later (RFC 3339). In a query the plus of a time zone is written `%2B`.
-    #[param(format = DateTime, example = "2026-01-31T12:00:00Z")]
+    #[param(format = DateTime, pattern = "^(19[7-9][0-9]|[2-9][0-9]{3})-", example = "2026-01-31T12:00:00Z")]
     from: Option<String>,
     /// Accepted before this time (RFC 3339).
-    #[param(format = DateTime, example = "2026-02-01T12:00:00Z")]
+    #[param(format = DateTime, pattern = "^(19[7-9][0-9]|[2-9][0-9]{3})-", example = "2026-02-01T12:00:00Z")]
     to: Option<String>,
     /// `next_cursor` of the page before.
     #[param(format = Uuid)]
@@ -195,6 +195,9 @@ pub async fn statistics(
     let window = query.window.and_then(|text| faults.note(parse_window(&text)));
     let config_id = query.config_id.and_then(|number| faults.note(EndpointId::parse("config_id", number)));
     faults.into_result()?;
+    if let Some(id) = config_id {
+        api.endpoints.ensure_known(id).await?;
+    }
     Ok(Json(api.deliveries.statistics(&StatisticsScope { window, config_id }).await?.into()))
 }
 

@@ -40,6 +40,22 @@ select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q whe
         Ok(rows.into_iter().map(|row| row.0).collect())
     }
 
+    async fn replays_of(&self, queue_ids: &[QueueId]) -> Result<Vec<(QueueId, QueueId)>, StoreError> {
+        let names: Vec<String> = queue_ids.iter().map(ToString::to_string).collect();
+        let rows = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
+            "-- records.replays_of
+            select event_id, queue_id from webhook_event_keys
+            where event_type = 'replay' and event_id = any($1)",
+            &names,
+        )
+        .fetch_all(&mut *connection))?;
+        let replays = rows.into_iter().map(|row| {
+            let replayed = row.event_id.parse().expect("it is one of the ids that were asked for");
+            (replayed, QueueId::new(row.queue_id))
+        });
+        Ok(replays.collect())
+    }
+
     async fn make_ready(&self, queue_id: QueueId) -> Result<bool, StoreError> {
         let done = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query!(
             "-- records.make_ready
