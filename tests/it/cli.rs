@@ -275,11 +275,14 @@ async fn show_keeps_the_digits_of_an_amount() {
 #[tokio::test(flavor = "multi_thread")]
 async fn help_gives_the_defaults_of_a_new_config() {
     let database = TestDatabase::empty().await;
-    let help = text(&run(&database, &["configs", "register", "--help"]));
-    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let help_of = |args: &[&str]| {
+        let help = text(&run(&database, &[args, &["--help"]].concat()));
+        help.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let help = help_of(&["configs", "register"]);
     for default in ["30000", "6", "1000", "300000", "0.25", "2", "none", "0.8", "60000", "20", "5000"] {
         assert!(help.contains(&format!("[of a new config: {default}]")), "{default} is missing in {help}");
     }
-    let help = text(&run(&database, &["enqueue", "--help"]));
+    let help = help_of(&["enqueue"]);
     assert!(help.contains("a second payment"), "{help}");
 }
