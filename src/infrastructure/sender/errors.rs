@@ -59,10 +59,12 @@ pub fn describe(error: &hyper_util::client::legacy::Error) -> String {
     format!("{what}: {}", innermost(error))
 }
 
-/// The error of the TLS library, which an I/O error may hold without naming it as its source.
+/// The error of the TLS library, which an I/O error may hold, and that one another, without naming it as its source.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    error.downcast_ref().or_else(|| inner?.downcast_ref())
+    match error.downcast_ref::<io::Error>() {
+        Some(outer) => outer.get_ref().and_then(|inner| tls_error(inner)),
+        None => error.downcast_ref(),
+    }
 }
 
 fn describe_tls(error: &rustls::Error) -> String {
@@ -112,7 +114,7 @@ mod tests {
     #[test]
     fn the_error_of_tls_is_found_within_an_error_of_input_and_output() {
         let inner = rustls::Error::InvalidCertificate(CertificateError::Revoked);
-        let outer = io::Error::other(inner.clone());
+        let outer = io::Error::other(io::Error::other(inner.clone()));
         assert_eq!(tls_error(&outer), Some(&inner));
         assert_eq!(tls_error(&inner), Some(&inner));
         assert_eq!(tls_error(&io::Error::other("else")), None);
