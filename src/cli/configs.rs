@@ -80,7 +80,7 @@ pub struct ConfigArgs {
     /// A request header to add; may be repeated. All that were there are replaced.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// Limit of one attempt, in milliseconds: 1 to HTTP_TIMEOUT [of a new config: 30000]
+    /// Limit of one attempt, in milliseconds: up to `HTTP_TIMEOUT` [of a new config: 30000]
     #[arg(long, value_name = "MS")]
     timeout_ms: Option<i64>,
     /// Attempts after the first: 0 to 6 [of a new config: 6]

@@ -307,12 +307,12 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
     let bar = progress(Some(ids.len() as u64), "replays");
     let (mut replays, mut refused) = (Vec::with_capacity(ids.len()), 0_u64);
     let mut work = stream::iter(ids)
-        .map(async |id| match before.get(&id) {
-            Some(first) => (id, Ok((*first, true))),
-            None => {
-                let replayed = deliveries.replay(id).await;
-                (id, replayed.map(|replay| (replay.delivery().queue_id, matches!(replay, Replay::Before(_)))))
+        .map(async |id| {
+            if let Some(first) = before.get(&id) {
+                return (id, Ok((*first, true)));
             }
+            let replayed = deliveries.replay(id).await;
+            (id, replayed.map(|replay| (replay.delivery().queue_id, matches!(replay, Replay::Before(_)))))
         })
         .buffered(REPLAYS_AT_ONCE);
     while let Some((id, replayed)) = work.next().await {

@@ -326,7 +326,7 @@ async fn arrays_that_would_take_too_much_memory_together_are_refused_until_there
     let process = Process::start(command(&TestDatabase::new().await, &["api"]));
     let api = process.api();
     let address = api.base.trim_start_matches("http://").to_owned();
-    let mut held = Vec::new();
+    let mut holders = Vec::new();
     for _ in 0..8 {
         let mut stream = TcpStream::connect(&address).await.unwrap();
         let head = format!(
@@ -334,7 +334,7 @@ async fn arrays_that_would_take_too_much_memory_together_are_refused_until_there
             8 * 1024 * 1024 - 1
         );
         stream.write_all(head.as_bytes()).await.unwrap();
-        held.push(stream);
+        holders.push(stream);
     }
     let refused = eventually("a refusal", async || {
         let answer = api.post("/webhooks/batch", json!([])).await;
@@ -347,7 +347,7 @@ async fn arrays_that_would_take_too_much_memory_together_are_refused_until_there
     let lines = api.request(Method::POST, "/webhooks/batch").header("content-type", "application/x-ndjson");
     assert_eq!(api.send(lines.body("\n")).await.status, 200);
 
-    drop(held);
+    drop(holders);
     assert_eq!(api.post("/webhooks/batch", json!([])).await.status, 200);
     let too_large = "POST /webhooks/batch HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
                      content-length: 8388609\r\n\r\n";

@@ -289,3 +289,14 @@ async fn statistics_of_an_unknown_config_are_not_found_and_those_of_a_deleted_on
     assert_eq!(service.api.get("/webhooks/stats?config_id=4711").await.status, 404);
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_name_with_a_forbidden_address_beside_an_allowed_one_is_called_at_the_allowed_one() {
+    // localhost is ::1, too, which is not allowed here
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let url = receiver.url.replace("127.0.0.1", "localhost");
+    let config = service.api.register(&url, json!({"max_retries": 0})).await;
+    let queue_id = service.api.credit(config).await;
+    service.api.delivery_in(&queue_id, "completed").await;
+    service.stop().await;
+}

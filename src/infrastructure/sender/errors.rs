@@ -72,7 +72,7 @@ fn describe_tls(error: &rustls::Error) -> String {
         return format!("TLS failed: {error}");
     };
     let unknown = "it is not signed by an authority that this machine trusts; SSL_CERT_FILE or SSL_CERT_DIR can name \
-                   further ones";
+                   that authority";
     let reason = match certificate {
         CertificateError::UnknownIssuer => unknown.to_owned(),
         // a certificate that is its own authority: the library names the case only in its text
@@ -109,6 +109,22 @@ mod tests {
             assert!(text.starts_with("the receiver's certificate is refused: "), "{text}");
             assert!(text.contains(words), "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_that_leads_nowhere_is_told_with_the_reason() {
+        for (error, reason) in [
+            (NetError::Timeout, "the name server did not answer in time"),
+            (NetError::NoConnections, "the name server cannot be reached (no connections available)"),
+            (NetError::Message("odd"), "the look-up failed (odd)"),
+        ] {
+            let text = UnresolvedName::new("partner.example", &error).to_string();
+            assert_eq!(text, format!("the name partner.example cannot be resolved: {reason}"));
+        }
+        assert_eq!(
+            UnresolvedName::without_address("partner.example").to_string(),
+            "the name partner.example cannot be resolved: it has no address"
+        );
     }
 
     #[test]
