@@ -134,6 +134,10 @@ async fn mistakes_are_told_in_one_line_that_names_them() {
     let output = output(second);
     assert!(text(&output).contains("LISTEN_ADDR: cannot listen on"), "{}", text(&output));
     assert!(text(&run(&database, &["show", "x"])).contains("queue_id: must be a UUID"));
+    let url = "https://x.example/";
+    let slow = ["configs", "register", "--name", "x", "--postback-url", url, "--timeout-ms", "60000"];
+    let refused = text(&run(&database, &slow));
+    assert!(refused.contains("timeout_ms: must be at most 30000, since HTTP_TIMEOUT is 30s"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
