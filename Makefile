@@ -37,6 +37,10 @@ check: prerequisites ## check formatting, lints and documentation
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 
+.PHONY: check-documents
+check-documents: prerequisites ## check /openapi.json and /metrics of a running program
+	scripts/check-documents
+
 .PHONY: bench
 bench: prerequisites ## measure this machine and write docs/benchmarks.md (20 minutes)
 	cargo run --release --locked -- bench --write .

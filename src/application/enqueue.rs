@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::Utc;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -123,6 +124,7 @@ impl Enqueue {
     }
 
     async fn store(&self, event: &Event, wait_for_room: bool) -> Result<Receipt, EnqueueError> {
+        event.check_schedule(Utc::now())?;
         let id = event.config_id();
         let mut endpoint = self.directory.recent(id).await?;
         for _ in 0..LOOKS_MAX {

@@ -1,5 +1,6 @@
 //! Shows deliveries, and acts on them where someone asks: retry now, cancel, replay.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -21,6 +22,9 @@ const CANCELLED_BY_REQUEST: &str = "cancelled by request";
 
 /// A replay is given up after losing this many races against changes of its endpoint.
 const LOOKS_MAX: usize = 4;
+
+/// How many replays are looked up at a time.
+const REPLAYS_AT_ONCE: usize = 5_000;
 
 /// Why a delivery could not be shown or acted on.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +117,18 @@ impl ManageDeliveries {
             }
             status => format!("the delivery is {status} already"),
         }))
+    }
+
+    /// Those of the deliveries that were replayed, each with its replay.
+    pub async fn replays_of(
+        &self,
+        queue_ids: &[QueueId],
+    ) -> Result<HashMap<QueueId, QueueId>, DeliveryError> {
+        let mut replays = HashMap::new();
+        for chunk in queue_ids.chunks(REPLAYS_AT_ONCE) {
+            replays.extend(self.records.replays_of(chunk).await?);
+        }
+        Ok(replays)
     }
 
     /// Sends a delivery once more, as a new one, under the endpoint's present limits. One that waits is sent in place of

@@ -1,6 +1,7 @@
 //! Registers, shows, changes and deletes endpoints.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::info;
 
@@ -41,19 +42,26 @@ pub struct ManageEndpoints {
     circuits: Arc<dyn CircuitStore>,
     directory: Arc<EndpointDirectory>,
     addresses: AddressPolicy,
+    timeout_max: Duration,
     wakeup: Arc<Wakeup>,
 }
 
 impl ManageEndpoints {
-    /// Looks after the endpoints in `store`.
+    /// Looks after the endpoints in `store`. No attempt takes longer than `timeout_max`, whatever an endpoint says.
     pub fn new(
         store: Arc<dyn EndpointStore>,
         circuits: Arc<dyn CircuitStore>,
         directory: Arc<EndpointDirectory>,
         addresses: AddressPolicy,
+        timeout_max: Duration,
         wakeup: Arc<Wakeup>,
     ) -> Self {
-        Self { store, circuits, directory, addresses, wakeup }
+        Self { store, circuits, directory, addresses, timeout_max, wakeup }
+    }
+
+    /// The longest that an attempt may take, whatever an endpoint says.
+    pub fn timeout_max(&self) -> Duration {
+        self.timeout_max
     }
 
     /// Registers a new one.
@@ -65,7 +73,9 @@ impl ManageEndpoints {
             )
             .into());
         }
+        let timeout_ms = parts.timeout_ms;
         let settings = EndpointSettings::parse(parts)?;
+        self.check_timeout(timeout_ms)?;
         self.check_addresses(&settings.urls())?;
         Ok(self.store.register(&settings).await?)
     }
@@ -74,6 +84,11 @@ impl ManageEndpoints {
     pub async fn show(&self, id: EndpointId) -> Result<Endpoint, EndpointError> {
         let endpoint = self.store.find(id).await?;
         endpoint.filter(|endpoint| endpoint.deleted_at.is_none()).ok_or(EndpointError::Unknown(id))
+    }
+
+    /// Fails if there has never been such an endpoint. One that was deleted is still known, and so is its history.
+    pub async fn ensure_known(&self, id: EndpointId) -> Result<(), EndpointError> {
+        self.store.find(id).await?.map(drop).ok_or(EndpointError::Unknown(id))
     }
 
     /// Shows at most `limit`, by id, after `after`.
@@ -91,6 +106,7 @@ impl ManageEndpoints {
         for _ in 0..RACES_MAX {
             let current = self.show(id).await?;
             let settings = current.settings.changed(parts.clone())?;
+            self.check_timeout(parts.timeout_ms)?;
             self.check_addresses(&settings.urls_that_differ(&current.settings))?;
             if let Some(changed) = self.store.change(id, current.updated_at, &settings, command).await? {
                 self.directory.current(id).await?;
@@ -127,6 +143,18 @@ impl ManageEndpoints {
             CircuitState::Open => "its circuit was opened by hand: close it by hand",
         };
         Err(EndpointError::Conflict(format!("config {id} cannot be probed: {reason}")))
+    }
+
+    /// Refuses a limit, if one is given, that would not hold.
+    fn check_timeout(&self, timeout_ms: Option<i64>) -> Result<(), Invalid> {
+        let limit_ms = i64::try_from(self.timeout_max.as_millis()).unwrap_or(i64::MAX);
+        match timeout_ms {
+            Some(given) if given > limit_ms => Err(Invalid::field(
+                "timeout_ms",
+                format!("must be at most {limit_ms}, since HTTP_TIMEOUT is {:?}", self.timeout_max),
+            )),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Refuses addresses that nothing would be sent to; names are checked at each attempt.

@@ -196,6 +196,9 @@ pub trait DeliveryRecords: Send + Sync {
     /// At most `limit` deliveries with their attempts, newest first. Failed probes are counted, but not among them.
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError>;
 
+    /// Those of the deliveries that were replayed, as long as that is remembered, each with its replay.
+    async fn replays_of(&self, queue_ids: &[QueueId]) -> Result<Vec<(QueueId, QueueId)>, StoreError>;
+
     /// Makes a pending delivery that waits for a later time ready now. Answers whether it was one.
     async fn make_ready(&self, queue_id: QueueId) -> Result<bool, StoreError>;
 

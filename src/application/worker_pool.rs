@@ -217,7 +217,7 @@ impl WorkerPool {
                 }
             };
             metrics::counter!("webhook_claims_total").increment(1);
-            metrics::counter!("webhook_claimed_total").increment(deliveries.len() as u64);
+            metrics::counter!("webhook_leases_taken_total").increment(deliveries.len() as u64);
             let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
             claimed.extend(self.shares.take(&claim.rooms, deliveries));
             if !again {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 
 use super::output::{fields_table, plain, print_json, say, table};
@@ -22,51 +22,59 @@ pub enum ConfigsCommand {
     List,
     /// Show one.
     Show {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
     },
     /// Change what is given; the rest stays.
     Change {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
         #[command(flatten)]
         change: ConfigArgs,
     },
     /// Let its deliveries be attempted.
     Enable {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
     },
     /// Let its deliveries wait.
     Disable {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
     },
     /// Open its circuit: its deliveries wait, and no probe is sent, until it is closed.
     OpenCircuit {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
     },
     /// Close its circuit: its deliveries are attempted.
     CloseCircuit {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
     },
     /// Probe its open circuit now, with the delivery that has waited longest. Uses up no attempt if that fails.
     Probe {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
     },
     /// Delete it: nothing is accepted for it any more, and its open deliveries are cancelled by a running process.
     Delete {
-        /// Its id.
-        id: i64,
+        /// Its id, or its name if no other config has it.
+        #[arg(value_name = "ID|NAME")]
+        config: String,
     },
 }
 
 #[derive(Args)]
 pub struct ConfigArgs {
-    /// For people.
+    /// For people. A new config needs one.
     #[arg(long)]
     name: Option<String>,
     /// Where +credit events go; empty removes it.
@@ -78,46 +86,47 @@ pub struct ConfigArgs {
     /// A request header to add; may be repeated. All that were there are replaced.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// Limit of one attempt, in milliseconds.
+    /// Limit of one attempt, in milliseconds: up to `HTTP_TIMEOUT` [of a new config: 30000]
     #[arg(long, value_name = "MS")]
     timeout_ms: Option<i64>,
-    /// Attempts after the first: 0 to 6.
+    /// Attempts after the first: 0 to 6 [of a new config: 6]
     #[arg(long, value_name = "N")]
     max_retries: Option<i64>,
-    /// Delay before the first retry, in milliseconds; doubled for each one after.
+    /// Delay before the first retry, in milliseconds, doubled for each one after [of a new config: 1000]
     #[arg(long, value_name = "MS")]
     retry_base_ms: Option<i64>,
-    /// Upper bound of that delay, in milliseconds.
+    /// Upper bound of that delay, in milliseconds: to 86400000 [of a new config: 300000]
     #[arg(long, value_name = "MS")]
     retry_cap_ms: Option<i64>,
-    /// Share by which a delay may be longer or shorter: 0 to below 1.
+    /// Share by which a delay may be longer or shorter: 0 to below 1 [of a new config: 0.25]
     #[arg(long, value_name = "SHARE")]
     retry_jitter: Option<f64>,
-    /// For events that name none: 0 (critical) to 3 (low).
+    /// For events that name none: 0 (critical) to 3 (low) [of a new config: 2]
     #[arg(long, value_name = "N")]
     priority: Option<i64>,
-    /// How many attempts may be under way at a time: 1 to 10,000, or none.
+    /// How many attempts may be under way at a time: 1 to 10000, or none for no limit [of a new config: none]
     #[arg(long, value_name = "N", value_parser = limit)]
     max_in_flight: Option<Limit>,
-    /// How many attempts may begin in a second: 1 to 100,000, or none.
+    /// How many attempts may begin in a second: 1 to 100000, or none for no limit [of a new config: none]
     #[arg(long, value_name = "N", value_parser = limit)]
     rate_limit_per_second: Option<Limit>,
-    /// Share of failed attempts from which on the circuit opens: above 0 to 1, or none.
+    /// Share of failed attempts from which on the circuit opens: above 0 to 1, or none [of a new config: 0.8]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     circuit_failure_rate: Option<Share>,
-    /// How far back attempts count for that, in milliseconds.
+    /// How far back attempts count for that, in milliseconds: 1000 to 3600000 [of a new config: 60000]
     #[arg(long, value_name = "MS")]
     circuit_window_ms: Option<i64>,
-    /// How many attempts it takes at least.
+    /// How many attempts it takes at least: 1 to 10000 [of a new config: 20]
     #[arg(long, value_name = "N")]
     circuit_attempts_min: Option<i64>,
-    /// With fewer attempts than that, it opens when so many in a row have failed: 1 to 10,000, or none.
+    /// With fewer attempts than that, it opens when so many in a row have failed: 1 to 10000, or none [of a new config: 5]
     #[arg(long, value_name = "N", value_parser = limit)]
     circuit_failures_in_row: Option<Limit>,
-    /// From the opening of the circuit to the first probe, in milliseconds; doubled after each failed probe.
+    /// From the opening of the circuit to the first probe, in milliseconds, doubled after each failed probe: from 100
+    /// [of a new config: 5000]
     #[arg(long, value_name = "MS")]
     circuit_cooldown_ms: Option<i64>,
-    /// Upper bound of that, in milliseconds.
+    /// Upper bound of that, in milliseconds: to 86400000 [of a new config: 300000]
     #[arg(long, value_name = "MS")]
     circuit_cooldown_cap_ms: Option<i64>,
 }
@@ -171,9 +180,30 @@ impl ConfigArgs {
     }
 }
 
+/// The id of the config that `text` names: an id, or the name of one config.
+pub async fn config_named(text: &str, application: &Application) -> anyhow::Result<EndpointId> {
+    if let Ok(number) = text.parse() {
+        return Ok(EndpointId::parse("config", number)?);
+    }
+    let ids: Vec<EndpointId> = all(application)
+        .await?
+        .into_iter()
+        .filter(|endpoint| endpoint.settings.name == text)
+        .map(|endpoint| endpoint.id)
+        .collect();
+    match ids[..] {
+        [] => bail!("there is no config named {text:?}; webhook-processor configs list shows them"),
+        [id] => Ok(id),
+        [..] => {
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            bail!("{} configs are named {text:?}: say which by its id, {}", ids.len(), ids.join(" or "))
+        }
+    }
+}
+
 pub async fn run(command: ConfigsCommand, application: &Application, json: bool) -> anyhow::Result<()> {
     let endpoints = &application.api.endpoints;
-    let id = |number| EndpointId::parse("id", number);
+    let id = async |config: String| config_named(&config, application).await;
     let enabled = |enabled| EndpointParts { enabled: Some(enabled), ..EndpointParts::default() };
     let circuit = |state: &str| EndpointParts {
         circuit: CircuitParts { state: Some(state.to_owned()), ..CircuitParts::default() },
@@ -181,45 +211,52 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
     };
     let endpoint = match command {
         ConfigsCommand::List => return list(application, json).await,
-        ConfigsCommand::Delete { id: number } => {
-            endpoints.delete(id(number)?).await?;
+        ConfigsCommand::Delete { config } => {
+            let id = id(config).await?;
+            endpoints.delete(id).await?;
             if json {
-                return print_json(&serde_json::json!({"deleted": number}));
+                return print_json(&serde_json::json!({"deleted": id.get()}));
             }
-            return say(format!("config {number} is deleted"));
+            return say(format!("config {id} is deleted"));
         }
         ConfigsCommand::Register(args) => endpoints.register(args.into_parts()?).await?,
-        ConfigsCommand::Show { id: number } => endpoints.show(id(number)?).await?,
-        ConfigsCommand::Change { id: number, change } => {
-            endpoints.change(id(number)?, change.into_parts()?).await?
+        ConfigsCommand::Show { config } => endpoints.show(id(config).await?).await?,
+        ConfigsCommand::Change { config, change } => {
+            endpoints.change(id(config).await?, change.into_parts()?).await?
         }
-        ConfigsCommand::Enable { id: number } => endpoints.change(id(number)?, enabled(true)).await?,
-        ConfigsCommand::Disable { id: number } => endpoints.change(id(number)?, enabled(false)).await?,
-        ConfigsCommand::OpenCircuit { id: number } => endpoints.change(id(number)?, circuit("open")).await?,
-        ConfigsCommand::Probe { id: number } => endpoints.probe(id(number)?).await?,
-        ConfigsCommand::CloseCircuit { id: number } => {
-            endpoints.change(id(number)?, circuit("closed")).await?
+        ConfigsCommand::Enable { config } => endpoints.change(id(config).await?, enabled(true)).await?,
+        ConfigsCommand::Disable { config } => endpoints.change(id(config).await?, enabled(false)).await?,
+        ConfigsCommand::OpenCircuit { config } => {
+            endpoints.change(id(config).await?, circuit("open")).await?
+        }
+        ConfigsCommand::Probe { config } => endpoints.probe(id(config).await?).await?,
+        ConfigsCommand::CloseCircuit { config } => {
+            endpoints.change(id(config).await?, circuit("closed")).await?
         }
     };
-    let view = ConfigView::from(endpoint);
+    let view = ConfigView::new(endpoint, endpoints.timeout_max());
     if json {
         return print_json(&view);
     }
     say(fields_table(&view)?)
 }
 
-async fn list(application: &Application, json: bool) -> anyhow::Result<()> {
-    let mut views: Vec<ConfigView> = Vec::new();
-    let mut after = None;
+async fn all(application: &Application) -> anyhow::Result<Vec<Endpoint>> {
+    let mut endpoints: Vec<Endpoint> = Vec::new();
     loop {
-        let page: Vec<Endpoint> = application.api.endpoints.list(after, PAGE).await?;
+        let page = application.api.endpoints.list(endpoints.last().map(|last| last.id), PAGE).await?;
         let ended = page.len() < PAGE;
-        after = page.last().map(|last| last.id).or(after);
-        views.extend(page.into_iter().map(ConfigView::from));
+        endpoints.extend(page);
         if ended {
-            break;
+            return Ok(endpoints);
         }
     }
+}
+
+async fn list(application: &Application, json: bool) -> anyhow::Result<()> {
+    let timeout_max = application.api.endpoints.timeout_max();
+    let views: Vec<ConfigView> =
+        all(application).await?.into_iter().map(|endpoint| ConfigView::new(endpoint, timeout_max)).collect();
     if json {
         return print_json(&views);
     }

@@ -4,18 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use chrono::{DateTime, Utc};
 use clap::Args;
-use futures_util::StreamExt as _;
+use futures_util::stream::{self, StreamExt as _};
+use serde::Serialize;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use uuid::Uuid;
 
+use super::configs::config_named;
 use super::output::{fields_table, plain, print_json, progress, say, table};
 use crate::application::manage_deliveries::{Replay, ReplayTarget};
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
-use crate::domain::endpoint::EndpointId;
-use crate::domain::event::{Event, EventParts};
+use crate::domain::event::{Event, EventParts, parse_time};
 use crate::domain::url_params::UrlParams;
 use crate::infrastructure::http::parse_window;
 use crate::infrastructure::http::view::{DeliveryView, EventBody, ReceiptView, StatisticsView};
@@ -26,6 +27,10 @@ use crate::infrastructure::service::Application;
 const FILE_AHEAD: usize = 1_000;
 /// How many deliveries are read at a time.
 const PAGE: usize = 200;
+/// How many deliveries are replayed at a time.
+const REPLAYS_AT_ONCE: usize = 50;
+/// Up to so many replays are shown one by one; of more, only the totals.
+const REPLAYS_SHOWN_MAX: usize = 20;
 
 #[derive(Args)]
 pub struct EnqueueArgs {
@@ -36,9 +41,10 @@ pub struct EnqueueArgs {
     #[arg(long = "type", value_name = "TYPE", allow_hyphen_values = true, required_unless_present = "file")]
     event_type: Option<String>,
     /// The config that the event is owed to.
-    #[arg(long, value_name = "ID", required_unless_present = "file")]
-    config_id: Option<i64>,
-    /// Your name for the event: the same is accepted once.
+    #[arg(long, visible_alias = "config", value_name = "ID|NAME", required_unless_present = "file")]
+    config_id: Option<String>,
+    /// Your name for the event: the same is accepted once. Without one, an event that is sent again, after an error say,
+    /// is a second event: a second payment.
     #[arg(long, value_name = "ID")]
     event_id: Option<String>,
     /// A query parameter; may be repeated.
@@ -47,7 +53,7 @@ pub struct EnqueueArgs {
     /// 0 (critical) to 3 (low).
     #[arg(long, value_name = "N")]
     priority: Option<i64>,
-    /// Not before this time (RFC 3339).
+    /// Not before this time, such as 2026-01-31T12:00:00Z; at most a year ahead.
     #[arg(long, value_name = "TIME")]
     scheduled_at: Option<String>,
     /// Your id for what led to the event.
@@ -80,10 +86,11 @@ async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -
         let (name, value) = param.split_once('=').context("--param must be written as NAME=VALUE")?;
         anyhow::Ok((name.to_owned(), value.to_owned()))
     });
+    let config_id = config_named(&args.config_id.unwrap_or_default(), application).await?;
     let event = Event::parse(EventParts {
         event_type: args.event_type.unwrap_or_default(),
         event_id: args.event_id,
-        config_id: args.config_id.unwrap_or_default(),
+        config_id: config_id.get(),
         url_params: params.collect::<anyhow::Result<Vec<_>>>()?.into_iter().collect::<UrlParams>(),
         priority: args.priority,
         scheduled_at: args.scheduled_at,
@@ -160,15 +167,20 @@ pub struct StatsArgs {
     #[arg(long)]
     window: Option<String>,
     /// Of this config.
-    #[arg(long, value_name = "ID")]
-    config_id: Option<i64>,
+    #[arg(long, visible_alias = "config", value_name = "ID|NAME")]
+    config_id: Option<String>,
 }
 
 pub async fn stats(args: &StatsArgs, application: &Application, json: bool) -> anyhow::Result<()> {
-    let scope = StatisticsScope {
-        window: args.window.as_deref().map(parse_window).transpose()?,
-        config_id: args.config_id.map(|number| EndpointId::parse("config_id", number)).transpose()?,
+    let config_id = match &args.config_id {
+        None => None,
+        Some(text) => {
+            let id = config_named(text, application).await?;
+            application.api.endpoints.ensure_known(id).await?;
+            Some(id)
+        }
     };
+    let scope = StatisticsScope { window: args.window.as_deref().map(parse_window).transpose()?, config_id };
     let view = StatisticsView::from(application.api.deliveries.statistics(&scope).await?);
     if json {
         return print_json(&view);
@@ -183,11 +195,15 @@ pub struct ShowArgs {
 }
 
 pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> anyhow::Result<()> {
-    let view = DeliveryView::from(application.api.deliveries.show(args.queue_id.parse::<QueueId>()?).await?);
+    let delivery = application.api.deliveries.show(args.queue_id.parse::<QueueId>()?).await?;
+    let url_params = delivery.url_params.get().to_owned();
+    let view = DeliveryView::from(delivery);
     if json {
         return print_json(&view);
     }
     let mut delivery = serde_json::to_value(&view)?;
+    // to the letter: 100.10 is no longer so once it is read as a number
+    delivery["url_params"] = url_params.into();
     let attempts = delivery.as_object_mut().and_then(|object| object.remove("attempts")).unwrap_or_default();
     say(fields_table(&delivery)?)?;
     let columns = ["attempt", "started_at", "duration_ms", "http_status", "error", "response_body"];
@@ -201,62 +217,119 @@ pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> any
 #[derive(Args)]
 pub struct ReplayArgs {
     /// Deliveries to send again.
-    #[arg(value_name = "QUEUE_ID", required_unless_present = "failed")]
+    #[arg(value_name = "QUEUE_ID", required_unless_present = "selection")]
     queue_ids: Vec<String>,
     /// All dead letters that match, instead. What was replayed before is not sent again.
-    #[arg(long, conflicts_with = "queue_ids")]
+    #[arg(long, conflicts_with = "queue_ids", group = "selection")]
     failed: bool,
-    /// Of this config.
-    #[arg(long, value_name = "ID", requires = "failed")]
-    config_id: Option<i64>,
-    /// Accepted at this time or later (RFC 3339).
-    #[arg(long, value_name = "TIME", requires = "failed")]
-    from: Option<DateTime<Utc>>,
-    /// Accepted before this time (RFC 3339).
-    #[arg(long, value_name = "TIME", requires = "failed")]
-    to: Option<DateTime<Utc>>,
+    /// All waiting deliveries that match, instead, to the URL that their config has now.
+    #[arg(long, conflicts_with = "queue_ids", requires = "current_url", group = "selection")]
+    waiting: bool,
+    #[command(flatten)]
+    which: SelectionArgs,
     /// To the URL that the config has now, instead of the one that was requested. Deliveries that wait can be sent anew so,
     /// too: they are cancelled.
     #[arg(long)]
     current_url: bool,
     /// Only count them.
-    #[arg(long, requires = "failed")]
+    #[arg(long, requires = "selection")]
     dry_run: bool,
 }
 
-pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> anyhow::Result<()> {
-    let ids = if args.failed {
-        let filter = DeliveryFilter {
-            status: Some(DeliveryStatus::Failed),
-            config_id: args.config_id.map(|number| EndpointId::parse("config_id", number)).transpose()?,
-            from: args.from,
-            to: args.to,
-            ..DeliveryFilter::default()
+/// Which dead letters, or waiting deliveries, to send again.
+#[derive(Args)]
+struct SelectionArgs {
+    /// Of this config.
+    #[arg(long, visible_alias = "config", value_name = "ID|NAME", requires = "selection")]
+    config_id: Option<String>,
+    /// Of events of this type: +credit or -debit.
+    #[arg(long, value_name = "TYPE", allow_hyphen_values = true, requires = "selection")]
+    event_type: Option<String>,
+    /// Accepted at this time or later, such as 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME", requires = "selection")]
+    from: Option<String>,
+    /// Accepted before this time.
+    #[arg(long, value_name = "TIME", requires = "selection")]
+    to: Option<String>,
+    /// At most so many of those that were not replayed before, oldest first.
+    #[arg(long, value_name = "N", requires = "selection")]
+    limit: Option<usize>,
+}
+
+impl SelectionArgs {
+    async fn into_filter(self, status: DeliveryStatus, application: &Application) -> anyhow::Result<DeliveryFilter> {
+        let config_id = match self.config_id {
+            None => None,
+            Some(text) => Some(config_named(&text, application).await?),
         };
-        dead_letters(filter, application).await?
+        Ok(DeliveryFilter {
+            status: Some(status),
+            config_id,
+            event_type: self.event_type.as_deref().map(str::parse).transpose()?,
+            from: self.from.as_deref().map(|text| parse_time("from", text)).transpose()?,
+            to: self.to.as_deref().map(|text| parse_time("to", text)).transpose()?,
+            ..DeliveryFilter::default()
+        })
+    }
+}
+
+/// A delivery that was sent again, and as which one.
+#[derive(Serialize)]
+struct Replayed {
+    queue_id: Uuid,
+    replay_of: Uuid,
+    replayed_before: bool,
+}
+
+pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> anyhow::Result<()> {
+    let deliveries = &application.api.deliveries;
+    let limit = args.which.limit.unwrap_or(usize::MAX);
+    let status = if args.waiting { DeliveryStatus::Pending } else { DeliveryStatus::Failed };
+    let mut ids = if args.failed || args.waiting {
+        all_that_match(args.which.into_filter(status, application).await?, application).await?
     } else {
         args.queue_ids.iter().map(|text| text.parse()).collect::<Result<Vec<QueueId>, _>>()?
     };
+    let before = deliveries.replays_of(&ids).await?;
+    let mut to_send = 0;
+    ids.retain(|id| {
+        if before.contains_key(id) {
+            return true;
+        }
+        to_send += 1;
+        to_send <= limit
+    });
+    let to_send = to_send.min(limit);
     if args.dry_run {
         if json {
-            return print_json(&json!({"dead_letters": ids.len()}));
+            return print_json(
+                &json!({"matching": ids.len(), "to_send": to_send, "replayed_before": before.len()}),
+            );
         }
         return say(format!(
-            "{} dead letters match; those replayed before would not be sent again",
-            ids.len()
+            "{} {} match: {to_send} would be sent again, {} were replayed before",
+            ids.len(),
+            if args.waiting { "waiting deliveries" } else { "dead letters" },
+            before.len()
         ));
     }
     let target = if args.current_url { ReplayTarget::CurrentUrl } else { ReplayTarget::SameUrl };
     let bar = progress(Some(ids.len() as u64), "replays");
-    let mut replays = Vec::new();
-    let mut refused = 0_u64;
-    for id in ids {
-        match application.api.deliveries.replay(id, target).await {
-            Ok(replay) => replays.push(json!({
-                "queue_id": replay.delivery().queue_id.get(),
-                "replay_of": id.get(),
-                "replayed_before": matches!(replay, Replay::Before(_)),
-            })),
+    let (mut replays, mut refused) = (Vec::with_capacity(ids.len()), 0_u64);
+    let mut work = stream::iter(ids)
+        .map(async |id| {
+            if let Some(first) = before.get(&id) {
+                return (id, Ok((*first, true)));
+            }
+            let replayed = deliveries.replay(id, target).await;
+            (id, replayed.map(|replay| (replay.delivery().queue_id, matches!(replay, Replay::Before(_)))))
+        })
+        .buffered(REPLAYS_AT_ONCE);
+    while let Some((id, replayed)) = work.next().await {
+        match replayed {
+            Ok((queue_id, replayed_before)) => {
+                replays.push(Replayed { queue_id: queue_id.get(), replay_of: id.get(), replayed_before });
+            }
             Err(error) => {
                 refused += 1;
                 bar.suspend(|| eprintln!("{id}: {:#}", anyhow::Error::from(error)));
@@ -268,12 +341,7 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
     if json {
         print_json(&replays)?;
     } else {
-        let columns = ["queue_id", "replay_of", "replayed_before"];
-        let mut rows = table(&columns);
-        for replay in &replays {
-            rows.add_row(columns.map(|column| plain(&replay[column])));
-        }
-        say(rows)?;
+        say_replays(&replays, refused)?;
     }
     if refused > 0 {
         bail!("{refused} deliveries were not replayed");
@@ -281,8 +349,21 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
     Ok(())
 }
 
-/// The dead letters that match, oldest first.
-async fn dead_letters(mut filter: DeliveryFilter, application: &Application) -> anyhow::Result<Vec<QueueId>> {
+/// The totals, and each replay if they are few.
+fn say_replays(replays: &[Replayed], refused: u64) -> anyhow::Result<()> {
+    if (1..=REPLAYS_SHOWN_MAX).contains(&replays.len()) {
+        let mut rows = table(&["queue_id", "replay_of", "replayed_before"]);
+        for Replayed { queue_id, replay_of, replayed_before } in replays {
+            rows.add_row([queue_id.to_string(), replay_of.to_string(), replayed_before.to_string()]);
+        }
+        say(rows)?;
+    }
+    let before = replays.iter().filter(|replay| replay.replayed_before).count();
+    say(format!("{} sent, {before} sent before, {refused} refused", replays.len() - before))
+}
+
+/// The deliveries that match, oldest first.
+async fn all_that_match(mut filter: DeliveryFilter, application: &Application) -> anyhow::Result<Vec<QueueId>> {
     let mut ids = Vec::new();
     loop {
         let page = application.api.deliveries.list(&filter, PAGE).await?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Datelike as _, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
 
 use super::delivery::Priority;
 use super::endpoint::EndpointId;
@@ -12,6 +12,9 @@ use super::url_params::UrlParams;
 
 /// The longest event id and correlation id, in characters.
 pub const ID_CHARS_MAX: usize = 255;
+
+/// How far ahead an event may be scheduled. Later is a mistake: in the year, say, or a time in milliseconds.
+pub const SCHEDULE_AHEAD_MAX: TimeDelta = TimeDelta::days(366);
 
 /// What happened, and so which URL of the endpoint is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,6 +114,16 @@ impl Event {
         })
     }
 
+    /// Refuses a time of delivery that is more than a year after `now`.
+    pub fn check_schedule(&self, now: DateTime<Utc>) -> Result<(), Invalid> {
+        match self.scheduled_at {
+            Some(time) if time > now + SCHEDULE_AHEAD_MAX => {
+                Err(Invalid::field("scheduled_at", "must be at most 1 year ahead"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// What happened.
     pub fn event_type(&self) -> EventType {
         self.event_type
@@ -208,6 +221,17 @@ mod tests {
         let invalid = Event::parse(wrong).unwrap_err();
         let fields: Vec<_> = invalid.errors().iter().map(|e| e.field.as_str()).collect();
         assert_eq!(fields, ["event_type", "event_id", "correlation_id", "config_id", "priority"]);
+    }
+
+    #[test]
+    fn an_event_is_scheduled_at_most_a_year_ahead() {
+        let now = parse_time("now", "2026-01-31T12:00:00Z").unwrap();
+        for (time, accepted) in
+            [("2000-01-01T00:00:00Z", true), ("2027-01-31T12:00:00Z", true), ("2027-02-02T12:00:00Z", false)]
+        {
+            let event = Event::parse(EventParts { scheduled_at: Some(time.into()), ..parts() }).unwrap();
+            assert_eq!(event.check_schedule(now).is_ok(), accepted, "{time}");
+        }
     }
 
     #[test]

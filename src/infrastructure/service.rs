@@ -190,6 +190,7 @@ impl Application {
                 store,
                 directory,
                 addresses,
+                settings.http_timeout,
                 wakeup.clone(),
             )),
         };

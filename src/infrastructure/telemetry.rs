@@ -35,9 +35,13 @@ impl FromStr for LogFormat {
 
 /// Sends log lines to standard error, so that a command's output stays clean.
 pub fn log_to_stderr(level: &str, format: LogFormat) -> anyhow::Result<()> {
-    // a lone level is meant for this program; of the libraries below it only trouble is told
-    let directives =
-        if level.contains(['=', ',']) { level.to_owned() } else { format!("warn,webhook_processor={level}") };
+    // a lone level is meant for this program; of the libraries below it only trouble is told, except for a receiver's
+    // certificate: the attempt's own line says what is wrong with it, and of which receiver
+    let directives = if level.contains(['=', ',']) {
+        level.to_owned()
+    } else {
+        format!("warn,rustls_platform_verifier=off,webhook_processor={level}")
+    };
     let filter: EnvFilter = directives.parse().context("LOG_LEVEL")?;
     let layer = match format {
         LogFormat::Pretty => fmt::layer()
@@ -45,10 +49,133 @@ pub fn log_to_stderr(level: &str, format: LogFormat) -> anyhow::Result<()> {
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .boxed(),
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        // the list of spans would repeat the innermost one
+        LogFormat::Json => {
+            fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(std::io::stderr).boxed()
+        }
         LogFormat::Logfmt => tracing_logfmt::builder().layer().with_writer(std::io::stderr).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(layer).try_init().context("starting the log")
+}
+
+/// What kind of metric it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts values in buckets.
+    Histogram,
+}
+
+/// A metric, as `/metrics` describes it.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name, with its unit.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: MetricKind,
+    /// One line.
+    pub help: &'static str,
+    /// The label sets that are there from the start, at zero. None if they are not known before.
+    pub at_start: &'static [&'static [(&'static str, &'static str)]],
+}
+
+/// One series, without labels.
+const PLAIN: &[&[(&str, &str)]] = &[&[]];
+
+/// All metrics.
+pub const METRICS: &[Metric] = &[
+    counter("webhook_enqueued_total", "Deliveries stored by this process", PLAIN),
+    counter(
+        "webhook_duplicates_total",
+        "Enqueues answered with a delivery that the same event made before",
+        PLAIN,
+    ),
+    counter("webhook_claims_total", "Claims made", PLAIN),
+    counter("webhook_leases_taken_total", "Leases taken by claims", PLAIN),
+    counter(
+        "webhook_leased_at_enqueue_total",
+        "Leases taken as deliveries were stored, by workers of the same process",
+        PLAIN,
+    ),
+    counter(
+        "webhook_attempts_total",
+        "Attempts by outcome: success (2xx), http_error (any other status), no_answer (none came), unknown (lost with its worker), not_sent (a fault of our own)",
+        &[
+            &[("outcome", "success")],
+            &[("outcome", "http_error")],
+            &[("outcome", "no_answer")],
+            &[("outcome", "unknown")],
+            &[("outcome", "not_sent")],
+        ],
+    ),
+    counter(
+        "webhook_deliveries_total",
+        "Deliveries by final status",
+        &[&[("status", "completed")], &[("status", "failed")], &[("status", "cancelled")]],
+    ),
+    counter("webhook_leases_lost_total", "Attempts whose lease had passed to another worker", PLAIN),
+    counter(
+        "webhook_circuit_changes_total",
+        "Circuits opened and closed by this process, by the state that followed; probes change nothing",
+        &[&[("to", "open")], &[("to", "closed")]],
+    ),
+    counter(
+        "webhook_probes_total",
+        "Probes of open circuits, by outcome",
+        &[&[("outcome", "success")], &[("outcome", "failure")]],
+    ),
+    counter(
+        "webhook_own_faults_total",
+        "Attempts at which nothing could be sent for a reason of our own: a forbidden address, no name server, no certificate authorities",
+        PLAIN,
+    ),
+    gauge(
+        "webhook_circuit_held",
+        "1 for each config whose circuit is not closed, by state and reason (failures or by_hand); 0 once it is closed again",
+        &[],
+    ),
+    histogram("webhook_attempt_duration_seconds", "Attempts, from connect to the end of the body", PLAIN),
+    histogram("webhook_first_attempt_delay_seconds", "From due to the first attempt", PLAIN),
+    histogram("http_request_duration_seconds", "API requests, by route, method and status", &[]),
+    gauge(
+        "webhook_queue_depth",
+        "Open deliveries by state: ready, held, scheduled, processing; read at most every 5 s",
+        &[&[("state", "ready")], &[("state", "held")], &[("state", "scheduled")], &[("state", "processing")]],
+    ),
+    gauge("webhook_oldest_ready_age_seconds", "Wait of the oldest delivery that could be claimed", PLAIN),
+    gauge(
+        "webhook_held_deliveries",
+        "Deliveries that are due but may not be claimed, by reason; read at most every 5 s",
+        &[&[("reason", "paused")], &[("reason", "circuit_open")], &[("reason", "limited")]],
+    ),
+    gauge("webhook_oldest_held_age_seconds", "For how long the oldest of them has been due", PLAIN),
+    gauge(
+        "webhook_pool_connections",
+        "Database connections by pool and state",
+        &[
+            &[("pool", "engine"), ("state", "in_use")],
+            &[("pool", "engine"), ("state", "idle")],
+            &[("pool", "requests"), ("state", "in_use")],
+            &[("pool", "requests"), ("state", "idle")],
+        ],
+    ),
+];
+
+type LabelSets = &'static [&'static [(&'static str, &'static str)]];
+
+const fn counter(name: &'static str, help: &'static str, at_start: LabelSets) -> Metric {
+    Metric { name, kind: MetricKind::Counter, help, at_start }
+}
+
+const fn gauge(name: &'static str, help: &'static str, at_start: LabelSets) -> Metric {
+    Metric { name, kind: MetricKind::Gauge, help, at_start }
+}
+
+const fn histogram(name: &'static str, help: &'static str, at_start: LabelSets) -> Metric {
+    Metric { name, kind: MetricKind::Histogram, help, at_start }
 }
 
 /// Installs the recorder behind `/metrics` and says what each metric is.
@@ -61,73 +188,29 @@ pub fn record_metrics() -> anyhow::Result<PrometheusHandle> {
         .context("choosing histogram buckets")?
         .install_recorder()
         .context("installing the metrics recorder")?;
-    describe();
-    begin_at_zero();
+    for metric in METRICS {
+        describe(metric);
+        begin_at_zero(metric);
+    }
     Ok(handle)
 }
 
-/// A counter that is missing until it first counts cannot be watched for its first increase.
-fn begin_at_zero() {
-    use metrics::counter;
-    for name in ["webhook_enqueued_total", "webhook_duplicates_total", "webhook_leases_lost_total"] {
-        counter!(name).increment(0);
-    }
-    for outcome in ["success", "refused", "unanswered", "unknown"] {
-        counter!("webhook_attempts_total", "outcome" => outcome).increment(0);
-    }
-    for status in ["completed", "failed", "cancelled"] {
-        counter!("webhook_deliveries_total", "status" => status).increment(0);
+fn describe(metric: &Metric) {
+    match metric.kind {
+        MetricKind::Counter => metrics::describe_counter!(metric.name, metric.help),
+        MetricKind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+        MetricKind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
     }
 }
 
-fn describe() {
-    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_counter!("webhook_enqueued_total", "Deliveries stored by this process");
-    describe_counter!(
-        "webhook_duplicates_total",
-        "Enqueues answered with a delivery that the same event made before"
-    );
-    describe_counter!("webhook_claims_total", "Claims made");
-    describe_counter!("webhook_claimed_total", "Leases taken by claims");
-    describe_counter!(
-        "webhook_leased_at_enqueue_total",
-        "Leases taken as deliveries were stored, by workers of the same process"
-    );
-    describe_counter!("webhook_attempts_total", "Attempts by outcome: success, refused, unanswered, unknown");
-    describe_counter!("webhook_deliveries_total", "Deliveries by final status");
-    describe_counter!("webhook_leases_lost_total", "Attempts whose lease had passed to another worker");
-    describe_histogram!(
-        "webhook_attempt_duration_seconds",
-        Unit::Seconds,
-        "Attempts, from connect to the end of the body"
-    );
-    describe_histogram!(
-        "webhook_first_attempt_delay_seconds",
-        Unit::Seconds,
-        "From due to the first attempt"
-    );
-    describe_histogram!(
-        "http_request_duration_seconds",
-        Unit::Seconds,
-        "API requests, by route, method and status"
-    );
-    describe_gauge!(
-        "webhook_queue_depth",
-        "Open deliveries by state: ready, held, scheduled, processing; read at most every 5 s"
-    );
-    describe_gauge!(
-        "webhook_oldest_ready_age_seconds",
-        Unit::Seconds,
-        "Wait of the oldest delivery that could be claimed"
-    );
-    describe_gauge!(
-        "webhook_held_deliveries",
-        "Deliveries that are due but may not be claimed, by reason: paused, circuit_open, limited; read at most every 5 s"
-    );
-    describe_gauge!(
-        "webhook_oldest_held_age_seconds",
-        Unit::Seconds,
-        "For how long the oldest of them has been due"
-    );
-    describe_gauge!("webhook_pool_connections", "Database connections by pool and state");
+/// A series that is missing until it first counts cannot be watched for its first increase.
+fn begin_at_zero(metric: &Metric) {
+    for labels in metric.at_start {
+        match metric.kind {
+            MetricKind::Counter => metrics::counter!(metric.name, *labels).increment(0),
+            MetricKind::Gauge => metrics::gauge!(metric.name, *labels).set(0.0),
+            // to name it is enough
+            MetricKind::Histogram => drop(metrics::histogram!(metric.name, *labels)),
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command, output};
 use crate::support::receiver::{Reply, TestReceiver};
@@ -64,7 +65,8 @@ async fn configs_events_and_replays_work_without_an_api() {
     worker.api().delivery_in(queue_id, "failed").await;
     assert!(text(&run(&database, &["show", queue_id])).contains("500"));
     let counted = run(&database, &["replay", "--failed", "--dry-run"]);
-    assert!(text(&counted).contains("1 dead letters match"), "{}", text(&counted));
+    let count = "1 dead letters match: 1 would be sent again, 0 were replayed before";
+    assert!(text(&counted).contains(count), "{}", text(&counted));
     let replays = run_json(&database, &["replay", "--failed", "--config-id", &id]);
     assert_eq!(replays[0]["replay_of"], queue_id);
     worker.api().delivery_in(replays[0]["queue_id"].as_str().unwrap(), "completed").await;
@@ -132,6 +134,10 @@ async fn mistakes_are_told_in_one_line_that_names_them() {
     let output = output(second);
     assert!(text(&output).contains("LISTEN_ADDR: cannot listen on"), "{}", text(&output));
     assert!(text(&run(&database, &["show", "x"])).contains("queue_id: must be a UUID"));
+    let url = "https://x.example/";
+    let slow = ["configs", "register", "--name", "x", "--postback-url", url, "--timeout-ms", "60000"];
+    let refused = text(&run(&database, &slow));
+    assert!(refused.contains("timeout_ms: must be at most 30000, since HTTP_TIMEOUT is 30s"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,4 +159,134 @@ async fn the_receiver_answers_counts_and_prints() {
     std::io::Read::read_to_string(&mut out, &mut rest).unwrap();
     assert!(rest.contains("GET /postback?a=1"), "{rest}");
     assert!(rest.contains("1 requests, of which 1 were answered with a failure"), "{rest}");
+}
+
+/// A config under this name, whose deliveries fail at once, and its id.
+fn register(database: &TestDatabase, name: &str, url: &str) -> String {
+    let register = [
+        "configs",
+        "register",
+        "--name",
+        name,
+        "--postback-url",
+        url,
+        "--chargeback-url",
+        url,
+        "--max-retries",
+        "0",
+    ];
+    run_json(database, &register)["id"].to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_replayed_many_at_once_once_and_with_totals() {
+    let (receiver, database) = (TestReceiver::start().await, TestDatabase::new().await);
+    let id = register(&database, "shop", &receiver.url);
+    receiver.reply_always(Reply::status(500));
+    run_json(&database, &["configs", "change", &id, "--circuit-failure-rate", "none"]);
+    let worker = Process::start(command(&database, &["serve"]));
+    let mut events: Vec<Value> = (0..30)
+        .map(|number| json!({"event_type": "+credit", "config_id": id.parse::<i64>().unwrap(), "event_id": number.to_string()}))
+        .collect();
+    events[7]["event_type"] = "-debit".into();
+    assert_eq!(worker.api().post("/webhooks/batch", json!(events)).await.status, 200);
+    eventually("30 dead letters", async || {
+        let failed: i64 = database.scalar("select count(*) from webhook_queue where status = 'failed'").await;
+        (failed == 30).then_some(())
+    })
+    .await;
+    worker.signal("TERM");
+    assert_eq!(worker.wait(), Some(0));
+
+    let say = |args: &[&str]| {
+        let output = run(&database, &[&["replay", "--failed"], args].concat());
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    assert!(say(&["--event-type", "-debit", "--dry-run"]).contains("1 dead letters match: 1 would be sent"));
+    assert!(say(&["--to", "2020-01-01T00:00:00Z", "--dry-run"]).contains("0 dead letters match"));
+    let first = say(&["--limit", "2", "--config", "shop"]);
+    assert!(first.contains("2 sent, 0 sent before, 0 refused") && first.contains("replay_of"), "{first}");
+    let counted = say(&["--dry-run"]);
+    assert!(
+        counted.contains("30 dead letters match: 28 would be sent again, 2 were replayed before"),
+        "{counted}"
+    );
+    assert_eq!(say(&[]).trim(), "28 sent, 2 sent before, 0 refused");
+    assert_eq!(say(&[]).trim(), "0 sent, 30 sent before, 0 refused");
+    let all = run_json(&database, &["replay", "--failed"]);
+    assert_eq!(all.as_array().unwrap().len(), 30);
+    let replays: i64 =
+        database.scalar("select count(*) from webhook_queue where replay_of is not null").await;
+    assert_eq!(replays, 30);
+
+    let mistaken = run(&database, &["replay", "--failed", "--from", "10:00"]);
+    assert!(!mistaken.status.success());
+    assert!(
+        text(&mistaken).contains("from: must be a time of RFC 3339, such as 2026-01-31T12:00:00Z"),
+        "{}",
+        text(&mistaken)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_is_named_by_its_id_or_by_its_name_if_that_is_its_own() {
+    let database = TestDatabase::new().await;
+    let url = "https://x.example/";
+    let (shop, twin, other_twin) = (
+        register(&database, "shop", url),
+        register(&database, "twin", url),
+        register(&database, "twin", url),
+    );
+
+    assert_eq!(run_json(&database, &["configs", "show", "shop"])["id"].to_string(), shop);
+    assert_eq!(run_json(&database, &["configs", "disable", "shop"])["enabled"], false);
+    let event = ["enqueue", "--type", "+credit", "--config", "shop"];
+    assert_eq!(run_json(&database, &event)["config_id"].to_string(), shop);
+    assert_eq!(run_json(&database, &["stats", "--config", "shop"])["pending"], 1);
+    for (args, words) in [
+        (
+            ["configs", "show", "twin"],
+            format!("2 configs are named \"twin\": say which by its id, {twin} or {other_twin}"),
+        ),
+        (["configs", "show", "nobody"], "there is no config named \"nobody\"".to_owned()),
+        (["stats", "--config", "4711"], "there is no config 4711".to_owned()),
+    ] {
+        let refused = run(&database, &args);
+        assert!(!refused.status.success());
+        assert!(text(&refused).contains(&words), "{}", text(&refused));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn show_keeps_the_digits_of_an_amount() {
+    let database = TestDatabase::new().await;
+    let id = register(&database, "shop", "https://x.example/");
+    let mut reading = command(&database, &["enqueue", "--file", "-"]);
+    let mut child = reading.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let event = format!(
+        r#"{{"event_type":"+credit","config_id":{id},"url_params":{{"value":100.10,"sum":12345678901234567890.10}}}}"#
+    );
+    writeln!(child.stdin.take().unwrap(), "{event}").unwrap();
+    assert!(child.wait().unwrap().success());
+
+    let queue_id: String = database.scalar("select queue_id::text from webhook_queue").await;
+    let shown = text(&run(&database, &["show", &queue_id]));
+
+    assert!(shown.contains(r#"{"value":100.10,"sum":12345678901234567890.10}"#), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn help_gives_the_defaults_of_a_new_config() {
+    let database = TestDatabase::empty().await;
+    let help_of = |args: &[&str]| {
+        let help = text(&run(&database, &[args, &["--help"]].concat()));
+        help.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let help = help_of(&["configs", "register"]);
+    for default in ["30000", "6", "1000", "300000", "0.25", "2", "none", "0.8", "60000", "20", "5000"] {
+        assert!(help.contains(&format!("[of a new config: {default}]")), "{default} is missing in {help}");
+    }
+    let help = help_of(&["enqueue"]);
+    assert!(help.contains("a second payment"), "{help}");
 }

@@ -172,7 +172,7 @@ async fn a_slow_receiver_times_out_and_holds_up_nobody() {
     )
     .await;
     slow.reply_always(Reply::status(200).after(Duration::from_hours(1)));
-    let stuck = service.api.register(&slow.url, json!({"timeout_ms": 300_000})).await;
+    let stuck = service.api.register(&slow.url, json!({"timeout_ms": 30_000})).await;
     let timed = service.api.register(&slow.url, json!({"timeout_ms": 50, "max_retries": 0})).await;
     let good = service.api.register(&fast.url, json!({})).await;
     for _ in 0..10 {
@@ -276,7 +276,7 @@ async fn an_endpoint_that_never_answers_leaves_room_for_the_others() {
     hung.reply_always(Reply::status(200).after(Duration::from_hours(1)));
     let mut stuck = Vec::new();
     for _ in 0..3 {
-        stuck.push(service.api.register(&hung.url, json!({"timeout_ms": 300_000})).await);
+        stuck.push(service.api.register(&hung.url, json!({"timeout_ms": 30_000})).await);
     }
     for _ in 0..50 {
         let batch: Vec<_> =

@@ -3,10 +3,14 @@
 use chrono::{DateTime, Utc};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use webhook_processor::infrastructure::service::Role;
 
+use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
-use crate::support::service::TestService;
+use crate::support::process::{Process, command};
+use crate::support::service::{ApiClient, TestService};
 
 /// An API without workers: what it accepts stays as it is.
 async fn api_only() -> TestService {
@@ -93,6 +97,7 @@ async fn bad_input_is_refused_with_the_name_of_the_field() {
         (event(json!({"priority": 4})), 422, vec!["priority"]),
         (event(json!({"scheduled_at": "tomorrow"})), 422, vec!["scheduled_at"]),
         (event(json!({"scheduled_at": "+262000-01-01T00:00:00Z"})), 422, vec!["scheduled_at"]),
+        (event(json!({"scheduled_at": "2999-01-01T00:00:00Z"})), 422, vec!["scheduled_at"]),
         (event(json!({"scheduled_at": "-262000-01-01T00:00:00Z"})), 422, vec!["scheduled_at"]),
         (
             event(json!({"url_params": {"a": [1], "b": {"c": 1}, "d": "\u{0}"}})),
@@ -134,7 +139,18 @@ async fn what_is_not_json_or_too_large_or_of_another_type_is_refused() {
     assert_eq!(service.api.get("/nowhere").await.status, 404);
     assert_eq!(service.api.delete("/webhooks").await.status, 405);
     assert_eq!(service.api.get("/webhooks/not-a-uuid").await.status, 404);
-    assert_eq!(service.api.get("/webhooks?colour=red").await.fields(), ["colour"]);
+    let unknown = service.api.get("/webhooks?colour=red").await;
+    assert_eq!(unknown.fields(), ["colour"]);
+    assert!(
+        unknown.json()["detail"].as_str().unwrap().starts_with("colour: unknown field"),
+        "{}",
+        unknown.text
+    );
+    let not_a_number = service.api.get("/webhooks?limit=many").await;
+    assert_eq!(not_a_number.json()["detail"], "limit: must be a whole number");
+    // a plus that was not encoded has become a space on the way
+    assert_eq!(service.api.get("/webhooks?from=2026-01-31T12:00:00+01:00").await.status, 200);
+    assert_eq!(service.api.get("/webhooks?from=2026-01-31T12:00:00%2B01:00").await.status, 200);
     assert_eq!(service.api.get("/webhooks?status=done&limit=0").await.fields(), ["limit", "status"]);
     assert_eq!(service.api.get("/webhooks?from=yesterday").await.fields(), ["from"]);
     assert_eq!(service.api.get("/webhooks?to=-5000-01-01T00:00:00Z").await.fields(), ["to"]);
@@ -265,4 +281,75 @@ async fn a_request_id_is_taken_over_if_it_is_plain() {
     assert_eq!(ask("abc-123").await, "abc-123");
     assert_ne!(ask("has spaces").await, "has spaces");
     service.stop().await;
+}
+
+/// Sends a request as it is written, and answers what comes back until the server closes the connection.
+async fn exchange(service: &ApiClient, request: &str) -> String {
+    let mut stream = TcpStream::connect(service.base.trim_start_matches("http://")).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_is_answered_with_what_was_committed_before() {
+    let service = api_only().await;
+    let config = service.api.register("http://127.0.0.1:1", json!({})).await;
+    let line = |id: &str| {
+        let event = json!({"event_type": "+credit", "config_id": config, "event_id": id}).to_string() + "\n";
+        format!("{:x}\r\n{event}\r\n", event.len())
+    };
+    let head = "POST /webhooks/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n\
+                connection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+
+    // what follows is no chunk
+    let answer = exchange(&service.api, &format!("{head}{}{}nonsense\r\n", line("e1"), line("e2"))).await;
+
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    assert!(head.contains("application/problem+json"), "{head}");
+    let body = &body[body.find('{').unwrap()..=body.rfind('}').unwrap()];
+    let problem: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(problem["detail"], "the body broke off");
+    let results = problem["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2, "{problem}");
+    assert!(results.iter().all(|result| result["queue_id"].is_string()), "{problem}");
+    let stored: i64 = service.database.scalar("select count(*) from webhook_queue").await;
+    assert_eq!(stored, 2);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn arrays_that_would_take_too_much_memory_together_are_refused_until_there_is_room() {
+    // in a process of its own: its memory is what is bounded
+    let process = Process::start(command(&TestDatabase::new().await, &["api"]));
+    let api = process.api();
+    let address = api.base.trim_start_matches("http://").to_owned();
+    let mut holders = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        let head = format!(
+            "POST /webhooks/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n[",
+            8 * 1024 * 1024 - 1
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        holders.push(stream);
+    }
+    let refused = eventually("a refusal", async || {
+        let answer = api.post("/webhooks/batch", json!([])).await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    assert!(refused.headers.contains_key("retry-after"));
+    assert!(refused.text.contains("too many arrays are being read"), "{}", refused.text);
+    // lines are read one by one and need no such room
+    let lines = api.request(Method::POST, "/webhooks/batch").header("content-type", "application/x-ndjson");
+    assert_eq!(api.send(lines.body("\n")).await.status, 200);
+
+    drop(holders);
+    assert_eq!(api.post("/webhooks/batch", json!([])).await.status, 200);
+    let too_large = "POST /webhooks/batch HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+                     content-length: 8388609\r\n\r\n";
+    assert!(exchange(&api, too_large).await.starts_with("HTTP/1.1 413"));
 }

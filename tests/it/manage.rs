@@ -150,7 +150,7 @@ async fn lists_are_cut_into_pages_that_miss_and_repeat_nothing() {
 async fn a_waiting_delivery_can_be_cancelled_once_and_a_terminal_one_replayed() {
     let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
     let config = service.api.register(&receiver.url, json!({})).await;
-    let later = json!({"event_type": "+credit", "config_id": config, "scheduled_at": "2999-01-01T00:00:00Z", "event_id": "later"});
+    let later = json!({"event_type": "+credit", "config_id": config, "scheduled_at": chrono::Utc::now() + chrono::TimeDelta::days(300), "event_id": "later"});
     let queue_id = service.api.post("/webhooks", later).await.json()["queue_id"].as_str().unwrap().to_owned();
     let act =
         async |action: &str| service.api.post(&format!("/webhooks/{queue_id}/{action}"), json!({})).await;
@@ -220,7 +220,7 @@ async fn health_and_metrics_tell_how_the_service_is() {
     for name in [
         "webhook_enqueued_total",
         "webhook_attempts_total{outcome=\"success\"}",
-        "webhook_attempts_total{outcome=\"refused\"}",
+        "webhook_attempts_total{outcome=\"http_error\"}",
         "webhook_deliveries_total{status=\"completed\"}",
         "webhook_deliveries_total{status=\"failed\"}",
         "webhook_attempt_duration_seconds_bucket",
@@ -249,5 +249,54 @@ async fn a_backlog_that_is_too_old_or_a_missing_migration_makes_the_service_not_
     let unmigrated = service.api.get("/health/ready").await;
     assert_eq!((unmigrated.status, &unmigrated.json()["checks"][1]["status"]), (503, &json!("failing")));
     assert_eq!(service.api.get("/health/live").await.status, 200);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_time_limit_that_would_not_hold_is_refused_and_one_that_is_stored_is_shown_with_what_holds() {
+    let service =
+        TestService::start_with(Role::Api, TestDatabase::new().await, &[("HTTP_TIMEOUT", "10s")]).await;
+    let too_long = json!({"name": "slow", "postback_url": "https://x.example/", "timeout_ms": 10_001});
+    let id = service.api.register("http://127.0.0.1:1", json!({"timeout_ms": 10_000})).await;
+    let path = format!("/api/webhooks/{id}");
+    for refused in [
+        service.api.post("/api/webhooks", too_long).await,
+        service.api.patch(&path, json!({"timeout_ms": 60_000})).await,
+    ] {
+        assert_eq!((refused.status, refused.fields()), (422, vec!["timeout_ms".to_owned()]));
+        assert!(
+            refused.text.contains("must be at most 10000, since HTTP_TIMEOUT is 10s"),
+            "{}",
+            refused.text
+        );
+    }
+
+    // it was accepted when HTTP_TIMEOUT was longer; other changes are still possible
+    service.database.execute("update webhook_configs set timeout_ms = 60000").await;
+    let changed = service.api.patch(&path, json!({"priority": 1})).await;
+    assert_eq!(changed.status, 200, "{}", changed.text);
+    let shown = service.api.get(&path).await.json();
+    assert_eq!((&shown["timeout_ms"], &shown["effective_timeout_ms"]), (&json!(60_000), &json!(10_000)));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn statistics_of_an_unknown_config_are_not_found_and_those_of_a_deleted_one_are() {
+    let service = api_only().await;
+    let config = service.api.register("http://127.0.0.1:1", json!({})).await;
+    assert_eq!(service.api.delete(&format!("/api/webhooks/{config}")).await.status, 204);
+    assert_eq!(service.api.get(&format!("/webhooks/stats?config_id={config}")).await.status, 200);
+    assert_eq!(service.api.get("/webhooks/stats?config_id=4711").await.status, 404);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_with_a_forbidden_address_beside_an_allowed_one_is_called_at_the_allowed_one() {
+    // localhost is ::1, too, which is not allowed here
+    let (receiver, service) = (TestReceiver::start().await, TestService::start().await);
+    let url = receiver.url.replace("127.0.0.1", "localhost");
+    let config = service.api.register(&url, json!({"max_retries": 0})).await;
+    let queue_id = service.api.credit(config).await;
+    service.api.delivery_in(&queue_id, "completed").await;
     service.stop().await;
 }

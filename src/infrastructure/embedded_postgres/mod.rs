@@ -131,8 +131,8 @@ impl EmbeddedPostgres {
     /// A command for people who want to look inside.
     #[must_use]
     pub fn psql_command(&self) -> String {
-        let socket_directory = self.socket_directory().to_string_lossy().replace('\'', r"'\''");
-        format!("psql -h '{socket_directory}' -U postgres -d {DATABASE}")
+        let socket_directory = shell_word(&self.socket_directory().to_string_lossy());
+        format!("psql -h {socket_directory} -U postgres -d {DATABASE}")
     }
 
     /// Stops the server, unless another process still uses it; says whether it did. Close your connections
@@ -217,6 +217,16 @@ impl Drop for EmbeddedPostgres {
     }
 }
 
+/// A word as a shell reads it, without quotes if it needs none: a log may escape them.
+fn shell_word(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// The lock that says who uses the server; to be asked and changed under the start lock.
 #[derive(Debug)]
 struct UsersLock(File);
@@ -296,4 +306,15 @@ async fn create_database(connection: &mut PgConnection) -> Result<()> {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.context("the thread that works on it has ended")?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_quoted_for_the_shell_only_if_it_must_be() {
+        assert_eq!(shell_word("/srv/.data/postgres_1"), "/srv/.data/postgres_1");
+        assert_eq!(shell_word("/srv/it's here"), r"'/srv/it'\''s here'");
+    }
 }

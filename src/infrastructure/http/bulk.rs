@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use bytes::BytesMut;
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -15,6 +17,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _, BufWriter};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 use tracing::error;
@@ -31,6 +34,12 @@ use super::webhooks::traceparent;
 const ARRAY_ITEMS_MAX: usize = 1_000;
 /// The largest array.
 const ARRAY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The most text, in KiB, that arrays may take together while they are read and worked off; more arrays wait.
+const ARRAYS_KIB_MAX: u32 = 64 * 1024;
+/// How long an array may wait for that.
+const ARRAY_ROOM_WAIT: Duration = Duration::from_secs(2);
+/// One for the process, as its memory is.
+static ARRAY_ROOM: Semaphore = Semaphore::const_new(ARRAYS_KIB_MAX as usize);
 /// How many events of one stream are on their way to the database at a time.
 const STREAM_AHEAD: usize = 300;
 /// How long the next part of a stream may take to arrive.
@@ -43,6 +52,16 @@ const RESULTS_MEMORY_MAX: usize = 256 * 1024;
 pub struct BatchResults {
     /// One for each event, in order.
     results: Vec<BatchResult>,
+}
+
+/// A stream that broke off, or fell silent: a problem with the results of what had come before.
+#[derive(Serialize, ToSchema)]
+pub struct BrokenBatch {
+    #[serde(flatten)]
+    problem: Problem,
+    /// Of a stream: one for each event that had arrived, in order. What follows was not accepted: send it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results: Option<Vec<BatchResult>>,
 }
 
 /// What became of one event: a `queue_id`, or an `error`.
@@ -64,15 +83,18 @@ pub struct BatchResult {
 /// Accept many events.
 ///
 /// An array of at most 1,000, or `application/x-ndjson`: a stream of any length, one event a line of at most 64 KiB.
-/// Each event is accepted or refused by itself; the answer comes after all that were accepted are committed.
-#[utoipa::path(post, path = "/webhooks/batch", tag = "webhooks",
+/// Each event is accepted or refused by itself; the answer comes after all that were accepted are committed. A stream
+/// that breaks off, or is silent for 30 s, is answered with a problem whose `results` say what was accepted before.
+#[utoipa::path(post, path = "/webhooks/batch", operation_id = "enqueue_batch", tag = "webhooks",
     request_body(content((Vec<EventBody> = "application/json"), (String = "application/x-ndjson"))),
     responses(
-        (status = 200, body = BatchResults),
-        (status = 400, description = "Not a JSON array", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "What became of each", body = BatchResults),
+        (status = 400, description = "Not a JSON array; or a stream that broke off, with the results of what came before", body = BrokenBatch, content_type = "application/problem+json"),
+        (status = 408, description = "A stream that fell silent, with the results of what came before", body = BrokenBatch, content_type = "application/problem+json"),
         (status = 413, description = "More than 1,000 events or 8 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Not an array", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "Neither of the two content types", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Too many arrays are being read; see Retry-After", body = Problem, content_type = "application/problem+json"),
     ))]
 pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
@@ -84,9 +106,14 @@ pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<R
             lines.into_stream().map(|line| accept(&api, line, trace.clone())).buffered(STREAM_AHEAD);
         let mut accepted = pin!(accepted);
         while let Some(result) = accepted.next().await {
-            results.push(result?).await?;
+            match result {
+                Ok(result) => results.push(result).await?,
+                // those before it are committed: whoever sent them must learn it
+                Err(broken) => return results.into_response(Some(&broken)).await,
+            }
         }
     } else if has_media_type(&parts, "application/json") {
+        let _room = array_room(&parts).await?;
         let bytes = read_body(body, ARRAY_BYTES_MAX).await?;
         let items: Vec<Box<RawValue>> = parse_json(&bytes)?;
         if items.len() > ARRAY_ITEMS_MAX {
@@ -102,7 +129,21 @@ pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<R
     } else {
         return Err(ApiError::unsupported_media_type("application/json or application/x-ndjson"));
     }
-    results.into_response().await
+    results.into_response(None).await
+}
+
+/// Waits until there is room for an array: for as much text as its length says, or else for the largest.
+async fn array_room(parts: &Parts) -> Result<SemaphorePermit<'static>, ApiError> {
+    let length = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let length = length.unwrap_or(ARRAY_BYTES_MAX);
+    if length > ARRAY_BYTES_MAX {
+        return Err(ApiError::too_large(ARRAY_BYTES_MAX));
+    }
+    let kib = u32::try_from(length / 1024 + 1).expect("it is at most 8 MiB");
+    match timeout(ARRAY_ROOM_WAIT, ARRAY_ROOM.acquire_many(kib)).await {
+        Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
+        Err(_) => Err(ApiError::unavailable("too many arrays are being read; try again")),
+    }
 }
 
 /// Accepts one event, or says why not. Fails only if the stream itself does.
@@ -241,15 +282,29 @@ impl Results {
         Ok(())
     }
 
-    async fn into_response(mut self) -> Result<Response, ApiError> {
-        self.memory.extend_from_slice(if self.count == 0 { b"{\"results\":[]}" } else { b"]}" });
+    /// The answer: 200, or the problem at which the stream ended, with the results of what came before it.
+    async fn into_response(mut self, problem: Option<&ApiError>) -> Result<Response, ApiError> {
+        self.memory.extend_from_slice(if self.count == 0 { b"{\"results\":[]" } else { b"]" });
+        let (status, content_type) = match problem {
+            None => {
+                self.memory.push(b'}');
+                (StatusCode::OK, "application/json")
+            }
+            Some(error) => {
+                let problem = serde_json::to_vec(&error.problem()).expect("a problem is plain data");
+                // its members join those that are there
+                self.memory.push(b',');
+                self.memory.extend_from_slice(&problem[1..]);
+                (error.status(), "application/problem+json")
+            }
+        };
         let body = match self.file {
             None => Body::from(self.memory),
             Some(file) => {
                 Body::from_stream(read_back(file, self.memory).await.map_err(|cause| unwritable(&cause))?)
             }
         };
-        Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+        Ok((status, [(CONTENT_TYPE, content_type)], body).into_response())
     }
 }
 

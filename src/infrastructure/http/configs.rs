@@ -10,16 +10,18 @@ use utoipa::IntoParams;
 use super::Api;
 use super::error::{ApiError, Problem};
 use super::extract::{ApiJson, ApiPath, ApiQuery};
+use super::schemas::NewConfigBody;
 use super::view::{ConfigBody, ConfigView, Page};
 use super::webhooks::page_size;
-use crate::domain::endpoint::EndpointId;
+use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::invalid::{Faults, Invalid};
 
 const TAG: &str = "configs";
 
 /// Register a config.
-#[utoipa::path(post, path = "/api/webhooks/register", tag = TAG, request_body = ConfigBody, responses(
-    (status = 201, body = ConfigView),
+#[utoipa::path(post, path = "/api/webhooks/register", operation_id = "register_config", tag = TAG,
+    request_body = NewConfigBody, responses(
+    (status = 201, description = "Registered", body = ConfigView),
     (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
     (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
@@ -30,8 +32,8 @@ pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Res
 }
 
 /// Register a config (the same as `/api/webhooks/register`).
-#[utoipa::path(post, path = "/api/webhooks", tag = TAG, request_body = ConfigBody, responses(
-    (status = 201, body = ConfigView),
+#[utoipa::path(post, path = "/api/webhooks", operation_id = "create_config", tag = TAG, request_body = NewConfigBody, responses(
+    (status = 201, description = "Registered", body = ConfigView),
     (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
     (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
@@ -43,7 +45,7 @@ pub async fn register(
 ) -> Result<Response, ApiError> {
     let endpoint = api.endpoints.register(body.into()).await?;
     let location = [(header::LOCATION, format!("/api/webhooks/{}", endpoint.id))];
-    Ok((StatusCode::CREATED, location, Json(ConfigView::from(endpoint))).into_response())
+    Ok((StatusCode::CREATED, location, Json(view(&api, endpoint))).into_response())
 }
 
 /// Which configs to list.
@@ -52,14 +54,16 @@ pub async fn register(
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
     /// `next_cursor` of the page before.
+    #[param(pattern = "^[1-9][0-9]{0,17}$")]
     cursor: Option<String>,
-    /// Items of a page: 1 to 200, 50 if not given.
+    /// Items of a page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
 }
 
 /// List configs, oldest first.
-#[utoipa::path(get, path = "/api/webhooks", tag = TAG, params(ListQuery), responses(
-    (status = 200, body = Page<ConfigView>),
+#[utoipa::path(get, path = "/api/webhooks", operation_id = "list_configs", tag = TAG, params(ListQuery), responses(
+    (status = 200, description = "A page of them", body = Page<ConfigView>),
     (status = 422, description = "A parameter is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn list(
@@ -75,7 +79,14 @@ pub async fn list(
     faults.into_result()?;
     let limit = limit.expect("a fault would have been noted");
     let endpoints = api.endpoints.list(after, limit).await?;
-    Ok(Json(Page::new(endpoints, limit, |last| last.id.to_string())))
+    let page = Page::new(endpoints, limit, |last: &Endpoint| last.id.to_string());
+    let items = page.items.into_iter().map(|endpoint| view(&api, endpoint)).collect();
+    Ok(Json(Page { items, next_cursor: page.next_cursor }))
+}
+
+/// A config as it holds in this process.
+fn view(api: &Api, endpoint: Endpoint) -> ConfigView {
+    ConfigView::new(endpoint, api.endpoints.timeout_max())
 }
 
 /// A config's id in a path.
@@ -91,22 +102,24 @@ impl std::str::FromStr for ConfigId {
 }
 
 /// Show a config.
-#[utoipa::path(get, path = "/api/webhooks/{id}", tag = TAG, params(("id" = i64, Path)), responses(
-    (status = 200, body = ConfigView),
+#[utoipa::path(get, path = "/api/webhooks/{id}", operation_id = "show_config", tag = TAG,
+    params(("id" = i64, Path, minimum = 1)), responses(
+    (status = 200, description = "The config", body = ConfigView),
     (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn show(
     State(api): State<Api>,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(api.endpoints.show(id).await?.into()))
+    Ok(Json(view(&api, api.endpoints.show(id).await?)))
 }
 
 /// Change a config: only what the body names.
 ///
 /// Deliveries that were accepted before keep their URL. `null` removes a URL.
-#[utoipa::path(patch, path = "/api/webhooks/{id}", tag = TAG, params(("id" = i64, Path)), request_body = ConfigBody, responses(
-    (status = 200, body = ConfigView),
+#[utoipa::path(patch, path = "/api/webhooks/{id}", operation_id = "change_config", tag = TAG,
+    params(("id" = i64, Path, minimum = 1)), request_body = ConfigBody, responses(
+    (status = 200, description = "Changed", body = ConfigView),
     (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
     (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
     (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
@@ -118,13 +131,14 @@ pub async fn change(
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
     ApiJson(body): ApiJson<ConfigBody>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(api.endpoints.change(id, body.into()).await?.into()))
+    Ok(Json(view(&api, api.endpoints.change(id, body.into()).await?)))
 }
 
 /// Probe a config's open circuit now.
 ///
 /// The delivery that has waited longest is sent. If that fails, no attempt is used up.
-#[utoipa::path(post, path = "/api/webhooks/{id}/probe", tag = TAG, params(("id" = i64, Path)), responses(
+#[utoipa::path(post, path = "/api/webhooks/{id}/probe", operation_id = "probe_config", tag = TAG,
+    params(("id" = i64, Path, minimum = 1)), responses(
     (status = 200, description = "The probe is due now", body = ConfigView),
     (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "Its circuit is not open by failures", body = Problem, content_type = "application/problem+json"),
@@ -133,14 +147,15 @@ pub async fn probe(
     State(api): State<Api>,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(api.endpoints.probe(id).await?.into()))
+    Ok(Json(view(&api, api.endpoints.probe(id).await?)))
 }
 
 /// Delete a config.
 ///
 /// Nothing is accepted for it any more, and its open deliveries are cancelled within seconds. What was delivered stays
 /// in the audit.
-#[utoipa::path(delete, path = "/api/webhooks/{id}", tag = TAG, params(("id" = i64, Path)), responses(
+#[utoipa::path(delete, path = "/api/webhooks/{id}", operation_id = "delete_config", tag = TAG,
+    params(("id" = i64, Path, minimum = 1)), responses(
     (status = 204, description = "Deleted"),
     (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
 ))]

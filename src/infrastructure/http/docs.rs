@@ -1,9 +1,15 @@
 //! The OpenAPI document, made from the code, and pages to read it.
 
 use axum::Router;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse as _, Response};
+use http_body_util::BodyExt as _;
+use tracing::error;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
+use super::error::ApiError;
 use super::{api_routes, operations_routes};
 
 #[derive(OpenApi)]
@@ -37,5 +43,29 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 /// `/openapi.json` and `/docs`.
 pub(super) fn routes(document: utoipa::openapi::OpenApi) -> Router {
-    Router::new().merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+    Router::new()
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .layer(map_response(with_our_title))
+}
+
+/// The page's own title is that of the program which shows it.
+async fn with_our_title(response: Response) -> Response {
+    let is_page =
+        response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+    if !is_page {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    match body.collect().await {
+        Ok(page) => {
+            let page = String::from_utf8_lossy(&page.to_bytes())
+                .replace("<title>Swagger UI</title>", "<title>webhook-processor: API</title>");
+            parts.headers.remove(CONTENT_LENGTH);
+            Response::from_parts(parts, page.into())
+        }
+        Err(cause) => {
+            error!(error = %cause, "the page of the documentation cannot be read");
+            ApiError::unexpected().into_response()
+        }
+    }
 }

@@ -111,6 +111,11 @@ impl ApiError {
         Invalid::field(field, message).into()
     }
 
+    /// The HTTP status.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// What happened, in a sentence.
     pub(super) fn detail(&self) -> &str {
         &self.detail

@@ -135,10 +135,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
         query.map(|query| Self(query.0)).map_err(|rejection| {
             use std::error::Error as _;
             let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
-            let field = cause.split('`').nth(1).unwrap_or("query").to_owned();
-            ApiError::field(field, cause)
+            match cause.split_once(": ") {
+                Some((name, message)) => ApiError::field(name, query_fault(message)),
+                None => ApiError::field(cause.split('`').nth(1).unwrap_or("query"), &cause),
+            }
         })
     }
+}
+
+/// What is wrong with a parameter, as a caller would say it.
+fn query_fault(message: &str) -> &str {
+    let is_about_a_number = ["invalid digit", "number too", "cannot parse integer"]
+        .iter()
+        .any(|start| message.starts_with(start));
+    if is_about_a_number { "must be a whole number" } else { message }
 }
 
 /// A path parameter; one that cannot name anything is answered like one that names nothing.

@@ -6,6 +6,7 @@ mod docs;
 mod error;
 mod extract;
 mod operations;
+mod schemas;
 mod server;
 pub mod view;
 mod webhooks;

@@ -150,7 +150,9 @@ pub async fn health(state: State<Operations>) -> impl IntoResponse {
 }
 
 /// Whether the process runs at all. Restart it if this does not answer.
-#[utoipa::path(get, path = "/health/live", tag = TAG, responses((status = 200, body = HealthView)))]
+#[utoipa::path(get, path = "/health/live", tag = TAG, responses(
+    (status = 200, description = "It runs", body = HealthView),
+))]
 pub async fn live() -> impl IntoResponse {
     health_view(vec![])
 }
@@ -249,7 +251,9 @@ fn rough(age: Duration) -> String {
 }
 
 /// Metrics in Prometheus text format.
-#[utoipa::path(get, path = "/metrics", tag = TAG, responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", tag = TAG, responses(
+    (status = 200, description = "All metrics", body = String, content_type = "text/plain"),
+))]
 pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse {
     for (pool, open, idle) in operations.database.pool_use() {
         let in_use = f64::from(open.saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX)));

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::schemas;
 use crate::application::ports::Statistics;
 use crate::domain::attempt::Attempt;
 use crate::domain::circuit::CircuitParts;
@@ -22,27 +23,37 @@ use crate::domain::url_params::UrlParams;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventBody {
-    /// `+credit` (a GET to the config's `postback_url`) or `-debit` (to its `chargeback_url`).
-    #[schema(example = "+credit")]
+    #[schema(schema_with = schemas::event_type)]
     event_type: String,
     /// Your name for the event. The same `config_id`, `event_type` and `event_id` are accepted once; a repetition is
-    /// answered with the first delivery. At most 255 characters.
-    #[schema(example = "txn-42")]
+    /// answered with the first delivery. **Without an `event_id` a repetition cannot be told from a new event: sent
+    /// again after a timeout, say, it is a second delivery, and so a second payment.**
+    #[schema(
+        example = "txn-42",
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+    )]
     event_id: Option<String>,
     /// The config that the event is owed to.
-    #[schema(example = 1)]
+    #[schema(example = 1, minimum = 1)]
     config_id: i64,
-    /// Becomes the query, in this order: strings, numbers and booleans as they are written; `null` leaves a parameter out.
     #[serde(default)]
-    #[schema(value_type = Object, example = json!({"user_id": "user_123", "value": 100.10}))]
+    #[schema(schema_with = schemas::url_params)]
     url_params: UrlParams,
-    /// 0 (critical) to 3 (low); the config's where there is none.
-    #[schema(example = 2)]
+    /// 0 (critical) to 3 (low); if it is not given, the config's.
+    #[schema(example = 2, minimum = 0, maximum = 3)]
     priority: Option<i64>,
-    /// Do not deliver before this time (RFC 3339).
+    /// Do not deliver before this time (RFC 3339), which is at most a year ahead.
     #[schema(format = DateTime)]
     scheduled_at: Option<String>,
-    /// Your id for what led to the event; kept with the delivery. At most 255 characters.
+    /// Your id for what led to the event; kept with the delivery.
+    #[schema(
+        example = "order-7",
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+    )]
     correlation_id: Option<String>,
 }
 
@@ -73,8 +84,8 @@ impl EventBody {
 pub struct ReceiptView {
     /// Names the delivery.
     queue_id: Uuid,
-    /// `pending`, even where it is being attempted already; for a duplicate, what has become of the delivery since.
-    #[schema(example = "pending")]
+    /// `pending`, even if it is being attempted already; for a duplicate, what has become of the delivery since.
+    #[schema(schema_with = schemas::status)]
     status: &'static str,
     /// Whether the same event was accepted before, as this delivery.
     duplicate: bool,
@@ -149,13 +160,14 @@ pub struct DeliveryView {
     /// The parameters as they were given.
     #[schema(value_type = Object)]
     url_params: Box<serde_json::value::RawValue>,
-    /// `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    /// Where it stands.
+    #[schema(schema_with = schemas::status)]
     status: &'static str,
     /// Why it failed or was cancelled.
     status_reason: Option<String>,
     /// 0 (critical) to 3 (low).
     priority: i16,
-    /// Number of the attempt that is next, under way, or was the last.
+    /// Number of the attempt that is next, under way, or was the last; the first attempt is number 0.
     retry_count: i16,
     /// Attempts after the first.
     max_retries: i16,
@@ -206,7 +218,8 @@ impl From<Delivery> for DeliveryView {
 /// One request of a delivery.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AttemptView {
-    /// 0 is the first, 1 to 6 are retries.
+    /// 0 is the first, 1 to 6 are retries, so attempt 6 is the seventh request.
+    #[schema(minimum = 0, maximum = 6)]
     attempt: u8,
     /// Whether it was a probe of an open circuit that failed: it used up no attempt, so another has this number too.
     probe: bool,
@@ -365,54 +378,62 @@ impl From<Statistics> for StatisticsView {
     }
 }
 
-/// A new config, or what to change of one: only what is there is changed.
+/// What to change of a config: only what is there is changed. In a new config, what is not there has its default.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigBody {
-    /// For people. 1 to 200 characters.
-    #[schema(example = "shop")]
+    /// For people.
+    #[schema(
+        example = "partner",
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+    )]
     name: Option<String>,
-    /// Where `+credit` events go. At least one of the two URLs is needed.
+    /// Where `+credit` events go. At least one of the two URLs is needed; `null` removes this one.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>, example = "https://partner.example/postback")]
+    #[schema(value_type = Option<String>, example = "https://partner.example/postback", max_length = 2000,
+             pattern = r"^https?://[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?(:[0-9]{1,4})?([/?#][!-~]*)?$")]
     postback_url: Option<Option<String>>,
-    /// Where `-debit` events go.
+    /// Where `-debit` events go; `null` removes it.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>, example = "https://partner.example/chargeback")]
+    #[schema(value_type = Option<String>, example = "https://partner.example/chargeback", max_length = 2000,
+             pattern = r"^https?://[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?(:[0-9]{1,4})?([/?#][!-~]*)?$")]
     chargeback_url: Option<Option<String>>,
-    /// Added to each request. Replaces all that were there.
+    #[schema(schema_with = schemas::headers)]
     headers: Option<BTreeMap<String, String>>,
-    /// Limit of one attempt, from connect to the end of the body: 1 to 300,000, and never above `HTTP_TIMEOUT`.
-    #[schema(example = 30_000)]
+    /// Limit of one attempt, from connect to the end of the body. It must not be above `HTTP_TIMEOUT`, which is 30 s
+    /// unless the operator chose another.
+    #[schema(minimum = 1, maximum = 300_000, default = 30_000, example = 30_000)]
     timeout_ms: Option<i64>,
-    /// Attempts after the first: 0 to 6.
-    #[schema(example = 6)]
+    /// Attempts after the first.
+    #[schema(minimum = 0, maximum = 6, default = 6, example = 6)]
     max_retries: Option<i64>,
-    /// Delay before the first retry, doubled for each one after.
-    #[schema(example = 1_000)]
+    /// Delay before the first retry, doubled for each one after. It must not be above `retry_cap_ms`.
+    #[schema(minimum = 1, maximum = 86_400_000, default = 1_000, example = 1_000)]
     retry_base_ms: Option<i64>,
     /// Upper bound of that delay.
-    #[schema(example = 300_000)]
+    #[schema(minimum = 1, maximum = 86_400_000, default = 300_000, example = 300_000)]
     retry_cap_ms: Option<i64>,
-    /// Share by which a delay may be longer or shorter: 0 to below 1.
-    #[schema(example = 0.25)]
+    /// Share by which a delay may be longer or shorter.
+    #[schema(minimum = 0, exclusive_maximum = 1, default = 0.25, example = 0.25)]
     retry_jitter: Option<f64>,
     /// For events that name none: 0 (critical) to 3 (low).
-    #[schema(example = 2)]
+    #[schema(minimum = 0, maximum = 3, default = 2, example = 2)]
     priority: Option<i64>,
-    /// How many attempts may be under way at a time, in all processes together: 1 to 10,000; `null`: no limit.
+    /// How many attempts may be under way at a time, in all processes together; `null`: no limit.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<i64>, example = 50)]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 10_000, default = json!(null), example = 50)]
     max_in_flight: Option<Option<i64>>,
-    /// How many attempts may begin in a second, in all processes together: 1 to 100,000; `null`: no limit.
+    /// How many attempts may begin in a second, in all processes together; `null`: no limit.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<i64>, example = 100)]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 100_000, default = json!(null), example = 100)]
     rate_limit_per_second: Option<Option<i64>>,
     /// When its circuit opens, and when it is probed; also opens and closes it by hand.
     #[serde(default)]
     circuit: CircuitBody,
     /// `false`: deliveries are accepted and wait.
-    #[schema(example = true)]
+    #[schema(default = true, example = true)]
     enabled: Option<bool>,
 }
 
@@ -420,29 +441,27 @@ pub struct ConfigBody {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CircuitBody {
-    /// `open`: deliveries wait until someone closes the circuit; `closed`: they are attempted. Of a new config it is
-    /// `closed`.
-    #[schema(example = "closed")]
+    #[schema(schema_with = schemas::circuit_command)]
     state: Option<String>,
-    /// It opens when this share of attempts has failed: above 0 to 1; `null`: never by itself.
+    /// It opens when this share of attempts has failed; `null`: never by itself.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<f64>, example = 0.8)]
+    #[schema(value_type = Option<f64>, exclusive_minimum = 0, maximum = 1, default = 0.8, example = 0.8)]
     failure_rate: Option<Option<f64>>,
-    /// How far back attempts count for that: 1,000 to 3,600,000.
-    #[schema(example = 60_000)]
+    /// How far back attempts count for that.
+    #[schema(minimum = 1_000, maximum = 3_600_000, default = 60_000, example = 60_000)]
     window_ms: Option<i64>,
-    /// How many attempts it takes at least: 1 to 10,000.
-    #[schema(example = 20)]
+    /// How many attempts it takes at least.
+    #[schema(minimum = 1, maximum = 10_000, default = 20, example = 20)]
     attempts_min: Option<i64>,
-    /// With fewer attempts than that, it opens when so many in a row have failed: 1 to 10,000; `null`: never.
+    /// With fewer attempts than that, it opens when so many in a row have failed; `null`: never.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<i64>, example = 5)]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 10_000, default = 5, example = 5)]
     failures_in_row: Option<Option<i64>>,
-    /// From the opening to the first probe: 100 to `cooldown_cap_ms`; doubled after each failed probe.
-    #[schema(example = 5_000)]
+    /// From the opening to the first probe, doubled after each failed probe. It must not be above `cooldown_cap_ms`.
+    #[schema(minimum = 100, maximum = 86_400_000, default = 5_000, example = 5_000)]
     cooldown_ms: Option<i64>,
-    /// Upper bound of that: up to 86,400,000.
-    #[schema(example = 300_000)]
+    /// Upper bound of that.
+    #[schema(minimum = 100, maximum = 86_400_000, default = 300_000, example = 300_000)]
     cooldown_cap_ms: Option<i64>,
 }
 
@@ -497,6 +516,8 @@ pub struct ConfigView {
     headers: BTreeMap<String, String>,
     /// Limit of one attempt.
     timeout_ms: u64,
+    /// The limit that holds: `timeout_ms`, or `HTTP_TIMEOUT` if that is less.
+    effective_timeout_ms: u64,
     /// Attempts after the first.
     max_retries: u8,
     /// Delay before the first retry.
@@ -526,7 +547,8 @@ pub struct ConfigView {
 /// A config's circuit, and when it opens.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CircuitView {
-    /// `closed`: deliveries are attempted; `open`: they wait; `half_open`: one of them is attempted, as a probe.
+    /// Whether deliveries are attempted.
+    #[schema(schema_with = schemas::circuit_state)]
     state: &'static str,
     /// Why it opened; `null` while it is closed.
     reason: Option<String>,
@@ -551,8 +573,9 @@ pub struct CircuitView {
     cooldown_cap_ms: u64,
 }
 
-impl From<Endpoint> for ConfigView {
-    fn from(endpoint: Endpoint) -> Self {
+impl ConfigView {
+    /// A config as it is where no attempt may take longer than `timeout_max`.
+    pub fn new(endpoint: Endpoint, timeout_max: std::time::Duration) -> Self {
         let settings = endpoint.settings;
         Self {
             id: endpoint.id.get(),
@@ -561,6 +584,7 @@ impl From<Endpoint> for ConfigView {
             chargeback_url: settings.chargeback_url.as_ref().map(EndpointUrl::as_str).map(str::to_owned),
             headers: settings.headers.as_map().clone(),
             timeout_ms: millis(settings.timeout),
+            effective_timeout_ms: millis(settings.timeout.min(timeout_max)),
             max_retries: settings.retry.max_retries(),
             retry_base_ms: millis(settings.retry.base()),
             retry_cap_ms: millis(settings.retry.cap()),

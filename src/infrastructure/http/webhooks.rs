@@ -7,12 +7,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::error::{ApiError, Problem};
 use super::extract::{ApiJson, ApiPath, ApiQuery, OptionalApiJson};
+use super::schemas;
 use super::view::{DeliveryView, EventBody, Page, ReceiptView, StatisticsView};
 use crate::application::manage_deliveries::{Replay, ReplayTarget};
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
@@ -29,8 +31,9 @@ pub(super) const PAGE_MAX: i64 = 200;
 
 /// Accept an event.
 ///
-/// Answers after the event is committed, never before. Safe to repeat with the same `event_id`.
-#[utoipa::path(post, path = "/webhooks", tag = TAG, request_body = EventBody, responses(
+/// Answers after the event is committed, never before. Safe to repeat with the same `event_id`; without one, a
+/// repetition is a second event.
+#[utoipa::path(post, path = "/webhooks", operation_id = "enqueue", tag = TAG, request_body = EventBody, responses(
     (status = 201, description = "Accepted", body = ReceiptView),
     (status = 200, description = "The same event was accepted before", body = ReceiptView),
     (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
@@ -61,8 +64,9 @@ pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
 }
 
 /// Show a delivery with its attempts.
-#[utoipa::path(get, path = "/webhooks/{queue_id}", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
-    (status = 200, body = DeliveryView),
+#[utoipa::path(get, path = "/webhooks/{queue_id}", operation_id = "show_delivery", tag = TAG,
+    params(("queue_id" = uuid::Uuid, Path)), responses(
+    (status = 200, description = "The delivery", body = DeliveryView),
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn show(
@@ -77,21 +81,27 @@ pub async fn show(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// `pending`, `processing`, `completed`, `failed` or `cancelled`.
+    #[param(schema_with = schemas::status_filter)]
     status: Option<String>,
     /// To this config.
+    #[param(minimum = 1)]
     config_id: Option<i64>,
-    /// `+credit` or `-debit`; a plus in a query is written `%2B`.
+    #[param(schema_with = schemas::event_type_filter)]
     event_type: Option<String>,
     /// Of this event.
+    #[param(pattern = r"^[^\u0000]*$")]
     event_id: Option<String>,
-    /// Accepted at this time or later (RFC 3339).
+    /// Accepted at this time or later (RFC 3339). In a query the plus of a time zone is written `%2B`.
+    #[param(format = DateTime, pattern = "^(19[7-9][0-9]|[2-9][0-9]{3})-", example = "2026-01-31T12:00:00Z")]
     from: Option<String>,
     /// Accepted before this time (RFC 3339).
+    #[param(format = DateTime, pattern = "^(19[7-9][0-9]|[2-9][0-9]{3})-", example = "2026-02-01T12:00:00Z")]
     to: Option<String>,
     /// `next_cursor` of the page before.
+    #[param(format = Uuid)]
     cursor: Option<String>,
-    /// Items of a page: 1 to 200, 50 if not given.
+    /// Items of a page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
 }
 
@@ -114,8 +124,8 @@ impl ListQuery {
                 };
                 faults.note(plain)
             }),
-            from: self.from.and_then(|text| faults.note(parse_time("from", &text))),
-            to: self.to.and_then(|text| faults.note(parse_time("to", &text))),
+            from: self.from.and_then(|text| faults.note(query_time("from", &text))),
+            to: self.to.and_then(|text| faults.note(query_time("to", &text))),
             before: self.cursor.and_then(|text| {
                 let parsed = text.parse::<QueueId>();
                 faults
@@ -124,6 +134,14 @@ impl ListQuery {
         };
         faults.into_result()?;
         Ok((filter, limit.expect("a fault would have been noted")))
+    }
+}
+
+/// A time in a query. The plus of its time zone has become a space on the way, unless it was written `%2B`.
+fn query_time(field: &str, text: &str) -> Result<DateTime<Utc>, Invalid> {
+    match text.rsplit_once(' ') {
+        Some((time, zone)) if time.contains([':']) => parse_time(field, &format!("{time}+{zone}")),
+        Some(_) | None => parse_time(field, text),
     }
 }
 
@@ -136,8 +154,8 @@ pub(super) fn page_size(limit: Option<i64>) -> Result<usize, Invalid> {
 }
 
 /// List deliveries, newest first.
-#[utoipa::path(get, path = "/webhooks", tag = TAG, params(ListQuery), responses(
-    (status = 200, body = Page<DeliveryView>),
+#[utoipa::path(get, path = "/webhooks", operation_id = "list_deliveries", tag = TAG, params(ListQuery), responses(
+    (status = 200, description = "A page of them", body = Page<DeliveryView>),
     (status = 422, description = "A filter is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn list(
@@ -156,14 +174,17 @@ pub async fn list(
 pub struct StatisticsQuery {
     /// Terminal deliveries of this long, such as `1h` or `7d`; all that are kept, if not given. It begins on a whole
     /// minute; above 3 hours on a whole hour, above 3 days on a whole day (UTC). `from` of the answer tells when.
+    #[param(pattern = "^[1-9][0-9]{0,2}(m|h|d|w)$", example = "1h")]
     window: Option<String>,
     /// Of this config.
+    #[param(minimum = 1)]
     config_id: Option<i64>,
 }
 
 /// Count deliveries and attempts: exactly, and in milliseconds whatever the history.
-#[utoipa::path(get, path = "/webhooks/stats", tag = TAG, params(StatisticsQuery), responses(
-    (status = 200, body = StatisticsView),
+#[utoipa::path(get, path = "/webhooks/stats", operation_id = "count", tag = TAG, params(StatisticsQuery), responses(
+    (status = 200, description = "The counts", body = StatisticsView),
+    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
     (status = 422, description = "A parameter is at fault", body = Problem, content_type = "application/problem+json"),
 ))]
 pub async fn statistics(
@@ -174,6 +195,9 @@ pub async fn statistics(
     let window = query.window.and_then(|text| faults.note(parse_window(&text)));
     let config_id = query.config_id.and_then(|number| faults.note(EndpointId::parse("config_id", number)));
     faults.into_result()?;
+    if let Some(id) = config_id {
+        api.endpoints.ensure_known(id).await?;
+    }
     Ok(Json(api.deliveries.statistics(&StatisticsScope { window, config_id }).await?.into()))
 }
 
@@ -187,7 +211,8 @@ pub fn parse_window(text: &str) -> Result<Duration, Invalid> {
 }
 
 /// Attempt a waiting delivery now.
-#[utoipa::path(post, path = "/webhooks/{queue_id}/retry", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
+#[utoipa::path(post, path = "/webhooks/{queue_id}/retry", operation_id = "retry_delivery", tag = TAG,
+    params(("queue_id" = uuid::Uuid, Path)), responses(
     (status = 200, description = "Its next attempt is due now", body = DeliveryView),
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It is not waiting for a later time", body = Problem, content_type = "application/problem+json"),
@@ -200,7 +225,8 @@ pub async fn retry(
 }
 
 /// Cancel a delivery that is not being attempted.
-#[utoipa::path(post, path = "/webhooks/{queue_id}/cancel", tag = TAG, params(("queue_id" = uuid::Uuid, Path)), responses(
+#[utoipa::path(post, path = "/webhooks/{queue_id}/cancel", operation_id = "cancel_delivery", tag = TAG,
+    params(("queue_id" = uuid::Uuid, Path)), responses(
     (status = 200, description = "It is cancelled", body = DeliveryView),
     (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "It is being attempted, or terminal already", body = Problem, content_type = "application/problem+json"),
@@ -227,7 +253,7 @@ pub struct ReplayBody {
 ///
 /// A delivery is replayed once, however often this is asked; to send it a third time, replay the replay. The body may be
 /// left out.
-#[utoipa::path(post, path = "/webhooks/{queue_id}/replay", tag = TAG, params(("queue_id" = uuid::Uuid, Path)),
+#[utoipa::path(post, path = "/webhooks/{queue_id}/replay", operation_id = "replay_delivery", tag = TAG, params(("queue_id" = uuid::Uuid, Path)),
     request_body = Option<ReplayBody>, responses(
     (status = 201, description = "The new delivery", body = DeliveryView),
     (status = 200, description = "It had been replayed before, as this delivery", body = DeliveryView),

@@ -32,6 +32,22 @@ impl DeliveryRecords for Database {
         within!(self.requests, SCAN_LIMIT, |connection| list_on(&mut connection, filter, limit))
     }
 
+    async fn replays_of(&self, queue_ids: &[QueueId]) -> Result<Vec<(QueueId, QueueId)>, StoreError> {
+        let names: Vec<String> = queue_ids.iter().map(ToString::to_string).collect();
+        let rows = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
+            "-- records.replays_of
+            select event_id, queue_id from webhook_event_keys
+            where event_type = 'replay' and event_id = any($1)",
+            &names,
+        )
+        .fetch_all(&mut *connection))?;
+        let replays = rows.into_iter().map(|row| {
+            let replayed = row.event_id.parse().expect("it is one of the ids that were asked for");
+            (replayed, QueueId::new(row.queue_id))
+        });
+        Ok(replays.collect())
+    }
+
     async fn make_ready(&self, queue_id: QueueId) -> Result<bool, StoreError> {
         let done = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query!(
             "-- records.make_ready

@@ -1,8 +1,8 @@
-//! Name resolution that refuses names with an address that must not be called. What is checked is what is connected
-//! to, so a name that changes its addresses between two look-ups gains nothing.
+//! Name resolution that leaves out addresses that must not be called, and refuses a name that has no other. What is
+//! checked is what is connected to, so a name that changes its addresses between two look-ups gains nothing.
 
 use std::error::Error;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +13,8 @@ use hickory_resolver::net::NetError;
 use hyper_util::client::legacy::connect::dns::Name;
 use tower::Service;
 
-use crate::domain::address::AddressPolicy;
+use super::errors::UnresolvedName;
+use crate::domain::address::{AddressPolicy, ForbiddenAddress};
 
 /// Whether a name could not be looked up because no name server answers, which is no fault of the receiver's.
 pub fn is_resolver_fault(error: &(dyn Error + 'static)) -> bool {
@@ -60,14 +61,51 @@ impl Service<Name> for GuardedResolver {
         let resolver = self.resolver.clone();
         let policy = self.addresses.clone();
         Box::pin(async move {
-            let found = resolver.lookup_ip(name.as_str()).await?;
-            let mut addresses = Vec::new();
-            for address in found.iter() {
-                policy.check(address)?;
-                // the client puts the URL's port in place of 0
-                addresses.push(SocketAddr::new(address, 0));
+            let found = resolver.lookup_ip(name.as_str()).await;
+            let found = found.map_err(|error| UnresolvedName::new(name.as_str(), &error))?;
+            let allowed = allowed_of(found.iter(), &policy)?;
+            if allowed.is_empty() {
+                return Err(UnresolvedName::without_address(name.as_str()).into());
             }
-            Ok(addresses.into_iter())
+            Ok(allowed.into_iter())
         })
+    }
+}
+
+/// Those of a name's addresses that may be called. Fails if it has some and none of them may.
+fn allowed_of(
+    addresses: impl IntoIterator<Item = IpAddr>,
+    policy: &AddressPolicy,
+) -> Result<Vec<SocketAddr>, ForbiddenAddress> {
+    let (mut allowed, mut forbidden) = (Vec::new(), None);
+    for address in addresses {
+        match policy.check(address) {
+            // the client puts the URL's port in place of 0
+            Ok(()) => allowed.push(SocketAddr::new(address, 0)),
+            Err(error) => forbidden = forbidden.or(Some(error)),
+        }
+    }
+    match forbidden {
+        Some(error) if allowed.is_empty() => Err(error),
+        Some(_) | None => Ok(allowed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(addresses: &[&str]) -> Result<Vec<String>, ForbiddenAddress> {
+        let policy = AddressPolicy::new(vec!["127.0.0.0/8".parse().unwrap()]);
+        let addresses = addresses.iter().map(|text| text.parse().unwrap());
+        allowed_of(addresses, &policy).map(|found| found.iter().map(|found| found.ip().to_string()).collect())
+    }
+
+    #[test]
+    fn only_the_allowed_addresses_of_a_name_are_called_and_a_name_without_any_is_refused() {
+        assert_eq!(allowed(&["::1", "127.0.0.1"]).unwrap(), ["127.0.0.1"]);
+        assert_eq!(allowed(&["1.1.1.1", "10.0.0.1", "127.0.0.1"]).unwrap(), ["1.1.1.1", "127.0.0.1"]);
+        assert_eq!(allowed(&["::1", "10.0.0.1"]).unwrap_err().0.to_string(), "::1");
+        assert_eq!(allowed(&[]).unwrap(), [""; 0]);
     }
 }

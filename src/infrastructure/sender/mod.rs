@@ -1,6 +1,7 @@
 //! Requests to receivers: bounded in time and size, and only to addresses that the operator allows.
 
 mod address_guard;
+mod errors;
 mod time_limit;
 
 use std::error::Error;
@@ -230,12 +231,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Why no answer came, in words for the audit. The URL is left out: the audit has it.
 fn describe(error: &hyper_util::client::legacy::Error) -> String {
-    let what = if error.is_connect() { "cannot connect" } else { "the request failed" };
-    let cause = innermost(error);
-    match cause.downcast_ref::<ForbiddenAddress>() {
-        Some(forbidden) => forbidden.to_string(),
-        None => format!("{what}: {cause}"),
-    }
+    errors::describe(error)
 }
 
 /// Whether nothing was sent for a reason that is ours, not the receiver's.

@@ -1,0 +1,138 @@
+//! Why no answer came, in words that say what to do about it. A receiver's URL is left out: the audit has it.
+
+use std::error::Error;
+use std::io;
+
+use hickory_resolver::net::{DnsError, NetError};
+use rustls::CertificateError;
+
+use super::innermost;
+use crate::domain::address::ForbiddenAddress;
+
+/// A name that leads to no address.
+#[derive(Debug, thiserror::Error)]
+#[error("the name {name} cannot be resolved: {reason}")]
+pub struct UnresolvedName {
+    name: String,
+    reason: String,
+}
+
+impl UnresolvedName {
+    /// The name servers, or the hosts file, know no address of it.
+    pub fn without_address(name: &str) -> Self {
+        Self { name: name.to_owned(), reason: "it has no address".to_owned() }
+    }
+
+    /// The look-up failed.
+    pub fn new(name: &str, error: &NetError) -> Self {
+        if error.is_nx_domain() || error.is_no_records_found() {
+            return Self::without_address(name);
+        }
+        let reason = match error {
+            NetError::Timeout => "the name server did not answer in time".to_owned(),
+            NetError::NoConnections | NetError::Io(_) => {
+                format!("the name server cannot be reached ({error})")
+            }
+            NetError::Dns(DnsError::ResponseCode(code)) => format!("the name server answered {code}"),
+            other => format!("the look-up failed ({other})"),
+        };
+        Self { name: name.to_owned(), reason }
+    }
+}
+
+/// What happened, for the audit.
+pub fn describe(error: &hyper_util::client::legacy::Error) -> String {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(this) = cause {
+        if let Some(forbidden) = this.downcast_ref::<ForbiddenAddress>() {
+            return forbidden.to_string();
+        }
+        if let Some(unresolved) = this.downcast_ref::<UnresolvedName>() {
+            return unresolved.to_string();
+        }
+        if let Some(tls) = tls_error(this) {
+            return describe_tls(tls);
+        }
+        cause = this.source();
+    }
+    let what = if error.is_connect() { "cannot connect" } else { "the request failed" };
+    format!("{what}: {}", innermost(error))
+}
+
+/// The error of the TLS library, which an I/O error may hold, and that one another, without naming it as its source.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    match error.downcast_ref::<io::Error>() {
+        Some(outer) => outer.get_ref().and_then(|inner| tls_error(inner)),
+        None => error.downcast_ref(),
+    }
+}
+
+fn describe_tls(error: &rustls::Error) -> String {
+    let rustls::Error::InvalidCertificate(certificate) = error else {
+        return format!("TLS failed: {error}");
+    };
+    let unknown = "it is not signed by an authority that this machine trusts; SSL_CERT_FILE or SSL_CERT_DIR can name \
+                   that authority";
+    let reason = match certificate {
+        CertificateError::UnknownIssuer => unknown.to_owned(),
+        // a certificate that is its own authority: the library names the case only in its text
+        CertificateError::Other(_) if certificate.to_string().contains("CaUsedAsEndEntity") => {
+            format!("it is an authority's own (self-signed), and {unknown}")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "it has expired; the receiver has to renew it".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "it is not valid yet; look at the receiver's clock, and at this machine's".to_owned()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "it is for another name than the one in the URL".to_owned()
+        }
+        CertificateError::Revoked => "it was revoked; the receiver has to renew it".to_owned(),
+        other => other.to_string(),
+    };
+    format!("the receiver's certificate is refused: {reason}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_refused_is_told_in_words_with_the_remedy() {
+        for (error, words) in [
+            (CertificateError::UnknownIssuer, "SSL_CERT_FILE"),
+            (CertificateError::Expired, "it has expired"),
+            (CertificateError::NotValidForName, "another name"),
+        ] {
+            let text = describe_tls(&rustls::Error::InvalidCertificate(error));
+            assert!(text.starts_with("the receiver's certificate is refused: "), "{text}");
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_leads_nowhere_is_told_with_the_reason() {
+        for (error, reason) in [
+            (NetError::Timeout, "the name server did not answer in time"),
+            (NetError::NoConnections, "the name server cannot be reached (no connections available)"),
+            (NetError::Message("odd"), "the look-up failed (odd)"),
+        ] {
+            let text = UnresolvedName::new("partner.example", &error).to_string();
+            assert_eq!(text, format!("the name partner.example cannot be resolved: {reason}"));
+        }
+        assert_eq!(
+            UnresolvedName::without_address("partner.example").to_string(),
+            "the name partner.example cannot be resolved: it has no address"
+        );
+    }
+
+    #[test]
+    fn the_error_of_tls_is_found_within_an_error_of_input_and_output() {
+        let inner = rustls::Error::InvalidCertificate(CertificateError::Revoked);
+        let outer = io::Error::other(io::Error::other(inner.clone()));
+        assert_eq!(tls_error(&outer), Some(&inner));
+        assert_eq!(tls_error(&inner), Some(&inner));
+        assert_eq!(tls_error(&io::Error::other("else")), None);
+    }
+}
