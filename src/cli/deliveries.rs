@@ -220,6 +220,13 @@ pub struct ReplayArgs {
     dry_run: bool,
 }
 
+impl ReplayArgs {
+    /// Whether nothing is to be sent.
+    pub fn only_counts(&self) -> bool {
+        self.dry_run
+    }
+}
+
 pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> anyhow::Result<()> {
     let ids = if args.failed {
         let filter = DeliveryFilter {

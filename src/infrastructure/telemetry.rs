@@ -36,8 +36,12 @@ impl FromStr for LogFormat {
 /// Sends log lines to standard error, so that a command's output stays clean.
 pub fn log_to_stderr(level: &str, format: LogFormat) -> anyhow::Result<()> {
     // a lone level is meant for this program; of the libraries below it only trouble is told
-    let directives =
-        if level.contains(['=', ',']) { level.to_owned() } else { format!("warn,webhook_processor={level}") };
+    // a connection that is found broken when it is given back is replaced, and is no trouble
+    let directives = if level.contains(['=', ',']) {
+        level.to_owned()
+    } else {
+        format!("warn,sqlx_core::pool::connection=error,webhook_processor={level}")
+    };
     let filter: EnvFilter = directives.parse().context("LOG_LEVEL")?;
     let layer = match format {
         LogFormat::Pretty => fmt::layer()

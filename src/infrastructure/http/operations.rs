@@ -93,7 +93,7 @@ pub struct HealthView {
 /// One thing that was looked at.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
-    /// `database`, `migrations` or `oldest_ready_delivery`.
+    /// `database`, `migrations`, `writes` or `oldest_ready_delivery`.
     name: &'static str,
     /// `ok` or `failing`.
     status: &'static str,
@@ -127,7 +127,8 @@ pub async fn live() -> impl IntoResponse {
     health_view(vec![])
 }
 
-/// Whether the process can do its work: the database answers, its schema is new enough, deliveries do not pile up.
+/// Whether the process can do its work: the database answers, its schema is new enough, what is written is committed,
+/// deliveries do not pile up.
 #[utoipa::path(get, path = "/health/ready", tag = TAG, responses(
     (status = 200, description = "Ready", body = HealthView),
     (status = 503, description = "Not ready", body = HealthView),
@@ -135,17 +136,28 @@ pub async fn live() -> impl IntoResponse {
 pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
     let mut checks = Vec::new();
     match operations.database.is_migrated().await {
-        Err(_) => checks.push(check("database", false, "does not answer")),
+        Err(_) => {
+            let reason = operations.database.trouble();
+            checks.push(check("database", false, reason.as_deref().unwrap_or("does not answer")));
+        }
         Ok(migrated) => {
             checks.push(check("database", true, "answers"));
             let detail = if migrated { "all applied" } else { "missing; run webhook-processor migrate" };
             checks.push(check("migrations", migrated, detail));
             if migrated {
+                checks.push(writes(&operations).await);
                 checks.push(oldest_ready(&operations).await);
             }
         }
     }
     health_view(checks)
+}
+
+async fn writes(operations: &Operations) -> CheckView {
+    match operations.database.accepts_writes().await {
+        Ok(()) => check("writes", true, "are committed"),
+        Err(reason) => check("writes", false, reason),
+    }
 }
 
 async fn oldest_ready(operations: &Operations) -> CheckView {

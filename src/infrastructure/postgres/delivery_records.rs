@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 use sqlx::{FromRow, Postgres, QueryBuilder, Row as _};
 
-use super::{Database, REQUEST_LIMIT, SCAN_LIMIT, from_micros, lacks_archive, within};
+use super::{Database, REQUEST_LIMIT, from_micros, lacks_archive, scan, within};
 use crate::application::ports::{
     Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError, Upkeep as _,
 };
@@ -34,9 +34,8 @@ select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q whe
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError> {
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
         let mut query = list_query(filter, limit);
-        let rows: Vec<DeliveryRow> = within!(self.requests, SCAN_LIMIT, |connection| query
-            .build_query_as()
-            .fetch_all(&mut *connection))?;
+        let rows: Vec<DeliveryRow> =
+            scan!(self, |connection| query.build_query_as().fetch_all(&mut *connection))?;
         Ok(rows.into_iter().map(|row| row.0).collect())
     }
 
@@ -69,20 +68,16 @@ select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q whe
         let config_id = scope.config_id.map(EndpointId::get);
         let window = scope.window.map(|window| window.as_secs_f64());
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        let (facts, oldest_ready_age) = tokio::try_join!(
-            async {
-                within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
-                    r#"-- records.statistics
+        let facts = scan!(self, |connection| sqlx::query!(
+            r#"-- records.statistics
                     select counted_from, fact as "fact!", duration_ms as "duration_ms!",
                            occurrences as "occurrences!", duration_total_ms as "duration_total_ms!"
                     from webhook_statistics_of($1, $2 * interval '1 second')"#,
-                    config_id,
-                    window,
-                )
-                .fetch_all(&mut *connection))
-            },
-            self.oldest_ready_age_of(scope.config_id),
-        )?;
+            config_id,
+            window,
+        )
+        .fetch_all(&mut *connection))?;
+        let oldest_ready_age = self.oldest_ready_age_of(scope.config_id).await?;
         let mut statistics = Statistics {
             from: facts.first().and_then(|fact| fact.counted_from),
             oldest_ready_age_ms: oldest_ready_age.map(millis),
@@ -122,7 +117,7 @@ select q.*, webhook_failed_probes(q.queue_id) as probes from webhook_queue q whe
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        let row = within!(self.requests, SCAN_LIMIT, |connection| {
+        let row = scan!(self, |connection| {
             sqlx::query!(
             r#"-- records.backlog
             select ready as "ready!", scheduled as "scheduled!", processing as "processing!" from webhook_backlog()"#
@@ -156,7 +151,7 @@ impl Database {
         &self,
         config_id: Option<EndpointId>,
     ) -> Result<Option<Duration>, StoreError> {
-        let age = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+        let age = scan!(self, |connection| sqlx::query_scalar!(
             "-- records.oldest_ready_age
             select webhook_oldest_ready_us($1)",
             config_id.map(EndpointId::get),
