@@ -183,6 +183,10 @@ async fn starts_and_commands_behind_a_busy_pooler_come_to_an_end() {
         assert_eq!(process.api().get("/webhooks/stats").await.status, 200);
     }
     each_once(&database, &receiver, 3_000).await;
+    for process in started.into_iter().chain([first]) {
+        process.signal("TERM");
+        assert_eq!(process.wait(), Some(0));
+    }
     // nothing of ours sticks to the sessions that others get next
     let mut looks: Vec<_> = Vec::new();
     for _ in 0..20 {

@@ -24,7 +24,8 @@ async fn ready_is(api: &ApiClient, status: u16, said: &str) -> String {
 
 /// A server of a test's own, which it may spoil.
 fn own_server(directory: PathBuf) -> EmbeddedOptions {
-    EmbeddedOptions { directory, durable: false, binaries: None }
+    // one that is not durable commits without waiting
+    EmbeddedOptions { directory, durable: true, binaries: None }
 }
 
 fn scratch(name: &str) -> PathBuf {

@@ -142,7 +142,13 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
         }
         Ok(migrated) => {
             checks.push(check("database", true, "answers"));
-            let detail = if migrated { "all applied" } else { "missing; run webhook-processor migrate" };
+            let detail = if migrated {
+                "all applied".to_owned()
+            } else {
+                // a start that waits knows better
+                let trouble = operations.database.trouble();
+                trouble.unwrap_or_else(|| "missing; run webhook-processor migrate".to_owned())
+            };
             checks.push(check("migrations", migrated, detail));
             if migrated {
                 checks.push(writes(&operations).await);
