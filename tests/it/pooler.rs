@@ -1,10 +1,11 @@
-//! Behind PgBouncer in transaction mode: starts and commands never hang, nothing sticks to its sessions, and the audit
+//! Behind `PgBouncer` in transaction mode: starts and commands never hang, nothing sticks to its sessions, and the audit
 //! tells of no attempt that was never made.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -17,7 +18,7 @@ use crate::support::receiver::TestReceiver;
 /// Where `scripts/install-pgbouncer` puts it.
 const INSTALLED: &str = "/var/lib/webhook-processor-tools/pgbouncer/pgbouncer";
 
-/// A PgBouncer in front of a test's server.
+/// A `PgBouncer` in front of a test's server.
 struct Pooler {
     child: Child,
     directory: PathBuf,
@@ -25,7 +26,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// `None`: there is no PgBouncer here.
+    /// `None`: there is no `PgBouncer` here.
     async fn start(database: &TestDatabase) -> Option<Self> {
         let program = std::env::var_os("PGBOUNCER").map_or_else(|| PathBuf::from(INSTALLED), PathBuf::from);
         if !program.exists() {
@@ -105,7 +106,6 @@ async fn enqueue(process: &Process, config: i64, events: std::ops::Range<usize>)
         let answer = api.post("/webhooks", event).await;
         assert!([200, 201].contains(&answer.status), "{}", answer.text);
     });
-    use futures_util::StreamExt as _;
     accepted.buffer_unordered(16).collect::<Vec<_>>().await;
 }
 
@@ -188,19 +188,26 @@ async fn starts_and_commands_behind_a_busy_pooler_come_to_an_end() {
         assert_eq!(process.wait(), Some(0));
     }
     // nothing of ours sticks to the sessions that others get next
-    let mut looks: Vec<_> = Vec::new();
+    let mut sessions: Vec<_> = Vec::new();
     for _ in 0..20 {
-        looks.push(pooler.options(&database).connect().await.unwrap());
+        sessions.push(pooler.options(&database).connect().await.unwrap());
     }
-    for look in &mut looks {
+    for session in &mut sessions {
         // in a transaction each, so that each has a session of its own
-        sqlx::raw_sql("begin").execute(&mut *look).await.unwrap();
-        let limit: String = sqlx::query_scalar("select current_setting('statement_timeout')")
-            .fetch_one(&mut *look)
+        sqlx::raw_sql("begin").execute(&mut *session).await.unwrap();
+        let timeout: String = sqlx::query_scalar("select current_setting('statement_timeout')")
+            .fetch_one(&mut *session)
             .await
             .unwrap();
-        assert_eq!(limit, "0");
-        let locks: i64 = sqlx::query_scalar("select count(*) from pg_locks where locktype = 'advisory' and granted and database = (select oid from pg_database where datname = current_database())").fetch_one(&mut *look).await.unwrap();
+        assert_eq!(timeout, "0");
+        let locks: i64 = sqlx::query_scalar(
+            "select count(*) from pg_locks
+             where locktype = 'advisory'
+               and database = (select oid from pg_database where datname = current_database())",
+        )
+        .fetch_one(&mut *session)
+        .await
+        .unwrap();
         assert_eq!(locks, 0);
     }
 }

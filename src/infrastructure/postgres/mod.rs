@@ -147,7 +147,7 @@ impl Database {
 }
 
 /// How this program connects. The parameter that is left out, for the digits of floating-point numbers, has been the default
-/// since PostgreSQL 12, and PgBouncer refuses it.
+/// since PostgreSQL 12, and `PgBouncer` refuses it.
 fn ours(options: PgConnectOptions) -> PgConnectOptions {
     options.application_name("webhook-processor").extra_float_digits(None).disable_statement_logging()
 }
