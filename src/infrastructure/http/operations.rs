@@ -93,7 +93,7 @@ pub struct HealthView {
 /// One thing that was looked at.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
-    /// `database`, `migrations`, `writes` or `oldest_ready_delivery`.
+    /// `database`, `migrations`, `oldest_ready_delivery` or `writes`.
     name: &'static str,
     /// `ok` or `failing`.
     status: &'static str,
@@ -151,8 +151,8 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
             };
             checks.push(check("migrations", migrated, detail));
             if migrated {
-                checks.push(writes(&operations).await);
                 checks.push(oldest_ready(&operations).await);
+                checks.push(writes(&operations).await);
             }
         }
     }

@@ -122,9 +122,10 @@ impl Reason {
         recent.map(|(_, sentence)| sentence.clone())
     }
 
-    /// Remembers what was found elsewhere.
+    /// Remembers what was found, perhaps elsewhere: then there is no need to find it out here.
     pub(super) fn remember(&self, sentence: String) {
-        self.found().sentence = Some((Instant::now(), sentence));
+        let now = Instant::now();
+        *self.found() = Finding { asked_at: Some(now), sentence: Some((now, sentence)) };
     }
 
     /// Finds it out and logs it, unless that was done a moment ago.
