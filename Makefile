@@ -23,13 +23,15 @@ prerequisites:
 .PHONY: run
 run: prerequisites ## run the API and the workers (RELEASE=1 for speed); without DATABASE_URL on a private PostgreSQL
 	@if [ -z "$${EGRESS_ALLOW+set}" ] && ! grep -Eqs '^[[:space:]]*(export[[:space:]]+)?EGRESS_ALLOW=' .env; then \
-		export EGRESS_ALLOW=127.0.0.0/8; \
+		export EGRESS_ALLOW=127.0.0.0/8,::1/128; \
 	fi; \
 	exec cargo run --locked $(profile) -- serve
 
 .PHONY: test
-test: prerequisites ## run all tests, on a private PostgreSQL of their own
-	cargo test --locked $(profile)
+test: prerequisites ## run all tests, on a private PostgreSQL of their own (PG=15, 16, 17 or 18 chooses its version)
+	@bin=$(if $(PG),$$(scripts/install-postgres $(PG)),$${PG_BINDIR:-}) || exit 1; \
+	[ -z "$$bin" ] || export PG_BINDIR="$$bin"; \
+	exec cargo test --locked $(profile)
 
 .PHONY: check
 check: prerequisites ## check formatting, lints and documentation

@@ -236,6 +236,13 @@ pub struct ReplayArgs {
     dry_run: bool,
 }
 
+impl ReplayArgs {
+    /// Whether nothing is to be sent.
+    pub fn only_counts(&self) -> bool {
+        self.dry_run
+    }
+}
+
 /// Which dead letters, or waiting deliveries, to send again.
 #[derive(Args)]
 struct SelectionArgs {
@@ -257,7 +264,11 @@ struct SelectionArgs {
 }
 
 impl SelectionArgs {
-    async fn into_filter(self, status: DeliveryStatus, application: &Application) -> anyhow::Result<DeliveryFilter> {
+    async fn into_filter(
+        self,
+        status: DeliveryStatus,
+        application: &Application,
+    ) -> anyhow::Result<DeliveryFilter> {
         let config_id = match self.config_id {
             None => None,
             Some(text) => Some(config_named(&text, application).await?),
@@ -363,7 +374,10 @@ fn say_replays(replays: &[Replayed], refused: u64) -> anyhow::Result<()> {
 }
 
 /// The deliveries that match, oldest first.
-async fn all_that_match(mut filter: DeliveryFilter, application: &Application) -> anyhow::Result<Vec<QueueId>> {
+async fn all_that_match(
+    mut filter: DeliveryFilter,
+    application: &Application,
+) -> anyhow::Result<Vec<QueueId>> {
     let mut ids = Vec::new();
     loop {
         let page = application.api.deliveries.list(&filter, PAGE).await?;

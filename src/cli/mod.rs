@@ -18,7 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::infrastructure::service::{self, Application, Patience, ReadyDatabase, Role};
+use crate::infrastructure::service::{self, Application, Purpose, ReadyDatabase, Role};
 use crate::infrastructure::settings::{SETTINGS, Settings};
 use crate::infrastructure::shutdown::stop_on_signal;
 use crate::infrastructure::telemetry;
@@ -126,7 +126,10 @@ async fn with_database(
     json: bool,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let ready = ReadyDatabase::prepare(settings, &stop, Patience::None).await?;
+    let ready = tokio::select! {
+        ready = ReadyDatabase::open_for(settings, purpose(&command, settings)) => ready?,
+        () = stop.cancelled() => bail!("stopped"),
+    };
     let application = Application::new(&ready.database, settings);
     let work = async {
         match command {
@@ -153,6 +156,21 @@ async fn with_database(
     };
     ready.close().await;
     ended
+}
+
+/// Only who asks for it changes the schema of a database that others use. A newcomer may begin with a config, on a private
+/// database.
+fn purpose(command: &Command, settings: &Settings) -> Purpose {
+    use configs::ConfigsCommand;
+    match command {
+        Command::Migrate => Purpose::Migrate,
+        Command::Configs(ConfigsCommand::Register(_)) if settings.database.is_none() => Purpose::Migrate,
+        Command::Stats(_)
+        | Command::Show(_)
+        | Command::Configs(ConfigsCommand::List | ConfigsCommand::Show { .. }) => Purpose::Read,
+        Command::Replay(replay) if replay.only_counts() => Purpose::Read,
+        _ => Purpose::Write,
+    }
 }
 
 /// How long the service may take to say that it lives.

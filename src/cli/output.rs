@@ -8,6 +8,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::Value;
 
 /// Prints a value as one JSON document.
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -38,22 +39,31 @@ pub fn table(headings: &[&str]) -> Table {
     table
 }
 
-/// A table of names and values, from the fields of an object.
+/// A table of names and values, from the fields of an object. What lies within another is named by its path.
 pub fn fields_table(value: &impl Serialize) -> anyhow::Result<Table> {
     let mut fields = table(&["field", "value"]);
-    if let serde_json::Value::Object(object) = serde_json::to_value(value)? {
-        for (name, value) in object {
-            fields.add_row([name, plain(&value)]);
-        }
+    for (name, value) in fields_of(None, serde_json::to_value(value)?) {
+        fields.add_row([name, value]);
     }
     Ok(fields)
 }
 
+fn fields_of(path: Option<&str>, value: Value) -> Vec<(String, String)> {
+    match (path, value) {
+        (path, Value::Object(object)) if path.is_none() || !object.is_empty() => {
+            let path_of = |name: String| path.map_or_else(|| name.clone(), |path| format!("{path}.{name}"));
+            object.into_iter().flat_map(|(name, value)| fields_of(Some(&path_of(name)), value)).collect()
+        }
+        (path, value) => vec![(path.unwrap_or_default().to_owned(), plain(&value))],
+    }
+}
+
 /// A JSON value as people write it.
-pub fn plain(value: &serde_json::Value) -> String {
+pub fn plain(value: &Value) -> String {
     match value {
-        serde_json::Value::Null => String::new(),
-        serde_json::Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Object(object) if object.is_empty() => String::new(),
+        Value::String(text) => text.clone(),
         other => other.to_string(),
     }
 }
@@ -71,4 +81,20 @@ pub fn progress(total: Option<u64>, what: &'static str) -> ProgressBar {
     bar.set_message(what);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_lies_within_a_field_becomes_rows_named_by_their_paths() {
+        let fields =
+            fields_of(None, json!({"total": 3, "duration_ms": {"p50": 7, "of": {"x": null}}, "headers": {}}));
+        let fields: std::collections::BTreeMap<_, _> = fields.into_iter().collect();
+        let expected = [("duration_ms.of.x", ""), ("duration_ms.p50", "7"), ("headers", ""), ("total", "3")];
+        assert_eq!(fields, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+    }
 }

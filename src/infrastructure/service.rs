@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
-use sqlx::postgres::PgConnectOptions;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -14,8 +13,8 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
-use super::http::{self, Api, Operations};
-use super::postgres::{Database, announce_ready, listen_for_ready};
+use super::http::{self, Api, Begun, Operations};
+use super::postgres::{Database, Listening, announce_ready, listen_for_ready};
 use super::sender::{HttpSender, SenderSettings};
 use super::settings::Settings;
 use crate::application::circuits::Circuits;
@@ -32,8 +31,9 @@ use crate::domain::address::AddressPolicy;
 
 /// How long an enqueue may take before it is answered with 503.
 const ENQUEUE_PATIENCE: Duration = Duration::from_millis(1800);
-/// The wait between tries to reach the database at start.
-const DATABASE_AGAIN: Duration = Duration::from_secs(1);
+/// The wait between tries to reach the database at start: at first, and after many in vain.
+const DATABASE_AGAIN_MIN: Duration = Duration::from_millis(500);
+const DATABASE_AGAIN_MAX: Duration = Duration::from_secs(10);
 /// How often the private server is looked at.
 const EMBEDDED_CHECK_EVERY: Duration = Duration::from_secs(2);
 /// Beyond the limit of an attempt: how long the last outcomes may take to be written at the end.
@@ -50,6 +50,17 @@ pub enum Role {
     Worker,
 }
 
+/// What a command wants of the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To read: on a standby, too, and as a role that may do nothing else.
+    Read,
+    /// To write, with the schema that is there.
+    Write,
+    /// To bring the schema up to date first, and to make the private database if there is none.
+    Migrate,
+}
+
 /// Whether to wait for a database that is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
@@ -59,56 +70,97 @@ pub enum Patience {
     None,
 }
 
-/// A database that is ready for use: an external one, or the private one.
+/// A database for use: an external one, or the private one.
 pub struct ReadyDatabase {
     /// Its pools.
     pub database: Database,
     /// For LISTEN.
-    pub listen_options: PgConnectOptions,
+    pub listening: Listening,
     embedded: Option<(EmbeddedOptions, EmbeddedPostgres)>,
+    /// Whether its schema was looked at and is as new as it must be.
+    is_prepared: bool,
 }
 
 impl ReadyDatabase {
-    /// Connects, starting the private server if there is no other, and brings the schema up to date.
-    /// Waits for an external database that is away as `patience` says, until `stop`.
-    pub async fn prepare(
-        settings: &Settings,
-        stop: &CancellationToken,
-        patience: Patience,
-    ) -> anyhow::Result<Self> {
-        let (options, embedded) = if let Some(options) = &settings.database {
-            (options.clone(), None)
+    /// Prepares pools, starting the private server if there is no other database. An external one need not be there yet.
+    async fn open(settings: &Settings, may_create: bool) -> anyhow::Result<Self> {
+        let (options, setting, embedded) = if let Some(options) = &settings.database {
+            (options.clone(), "DATABASE_URL", None)
         } else {
             let options = EmbeddedOptions {
                 directory: settings.data_dir.join("postgres"),
                 durable: true,
                 binaries: None,
             };
+            if !may_create && !EmbeddedPostgres::exists(&options)? {
+                bail!(
+                    "no DATABASE_URL is set, and there is no private database in {} here: set DATABASE_URL or DATA_DIR, go to \
+                     the directory where the server was started, or start one with webhook-processor serve",
+                    settings.data_dir.display()
+                );
+            }
             let embedded = EmbeddedPostgres::start(&options).await?;
             info!("private PostgreSQL; look inside with: {}", embedded.psql_command());
-            (embedded.connect_options(), Some((options, embedded)))
+            (embedded.connect_options(), "DATA_DIR", Some((options, embedded)))
         };
-        let database = Database::new(options.clone(), settings.request_connections);
-        let listen_options = settings.listen_database.clone().unwrap_or(options);
-        let ready = Self { database, listen_options, embedded };
-        if let Err(error) = ready.migrate(stop, patience).await {
+        let mut database = Database::reached_by(options.clone(), setting, settings.request_connections);
+        let listening = match settings.listen_database.clone().filter(|_| embedded.is_none()) {
+            Some(direct) => {
+                database = database.migrating_by(direct.clone());
+                Listening::new(direct, "LISTEN_DATABASE_URL")
+            }
+            None => Listening::new(options, setting),
+        };
+        Ok(Self { database, listening, embedded, is_prepared: false })
+    }
+
+    /// Opens the database for a command, or refuses with a sentence that says why.
+    pub async fn open_for(settings: &Settings, purpose: Purpose) -> anyhow::Result<Self> {
+        let ready = Self::open(settings, purpose == Purpose::Migrate).await?;
+        let checked = match purpose {
+            Purpose::Read => ready.database.require_readable().await,
+            Purpose::Write => ready.database.require_writable().await,
+            Purpose::Migrate => ready.database.migrate().await,
+        };
+        if let Err(trouble) = checked {
             ready.close().await;
-            return Err(error);
+            return Err(trouble.into());
         }
         Ok(ready)
     }
 
+    /// Opens the database and brings its schema up to date. Waits for one that is away as `patience` says, until `stop`.
+    pub async fn prepare(
+        settings: &Settings,
+        stop: &CancellationToken,
+        patience: Patience,
+    ) -> anyhow::Result<Self> {
+        let mut ready = Self::open(settings, true).await?;
+        if let Err(error) = ready.migrate(stop, patience).await {
+            ready.close().await;
+            return Err(error);
+        }
+        ready.is_prepared = true;
+        Ok(ready)
+    }
+
     async fn migrate(&self, stop: &CancellationToken, patience: Patience) -> anyhow::Result<()> {
+        let mut pause = DATABASE_AGAIN_MIN;
         loop {
-            let Err(error) = self.database.migrate().await else { return Ok(()) };
-            if patience == Patience::None || !is_connection_refused(&error) {
-                return Err(error.context("bringing the database's schema up to date"));
+            let migrated = tokio::select! {
+                migrated = self.database.migrate() => migrated,
+                () = stop.cancelled() => bail!("stopped before the database was there"),
+            };
+            let Err(trouble) = migrated else { return Ok(()) };
+            if patience == Patience::None || !trouble.passes() {
+                return Err(trouble.into());
             }
-            warn!(error = format!("{error:#}"), "the database is not there yet; trying again");
+            warn!("{trouble}; trying again in {} s", pause.as_secs_f32());
             tokio::select! {
                 () = stop.cancelled() => bail!("stopped before the database was there"),
-                () = sleep(DATABASE_AGAIN) => {}
+                () = sleep(pause) => {}
             }
+            pause = (pause * 2).min(DATABASE_AGAIN_MAX);
         }
     }
 
@@ -121,15 +173,6 @@ impl ReadyDatabase {
             warn!(error = format!("{error:#}"), "the private PostgreSQL could not be stopped");
         }
     }
-}
-
-/// Whether the server is not there, or is still starting.
-fn is_connection_refused(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| match cause.downcast_ref::<sqlx::Error>() {
-        Some(sqlx::Error::Io(_)) => true,
-        Some(sqlx::Error::Database(database)) => database.code().is_some_and(|code| code.starts_with("57P")),
-        _ => false,
-    })
 }
 
 /// The use cases on a database.
@@ -245,13 +288,13 @@ pub async fn run(
     // before the database, so that a second process on the same address is told so before it starts anything
     let listener = http::listen(settings.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: cannot listen on {}", settings.listen_addr))?;
-    let ready = ReadyDatabase::prepare(settings, &stop, Patience::Endless).await?;
+    let ready = ReadyDatabase::open(settings, true).await?;
     let ended = run_on(settings, role, metrics, &ready, listener, stop).await;
     ready.close().await;
     ended
 }
 
-/// Runs a role on a database that is ready.
+/// Runs a role on a database. As long as that is not ready, health answers, and the API with 503; the rest begins afterwards.
 pub async fn run_on(
     settings: &Settings,
     role: Role,
@@ -266,11 +309,23 @@ pub async fn run_on(
         Role::Serve | Role::Worker => Application::with_workers(database, settings)?,
     };
     let address = listener.local_addr()?;
+    let begun = Begun::default();
+    if ready.is_prepared {
+        begun.note();
+    }
     let operations = Operations::new(database.clone(), metrics.clone(), settings.ready_age_max);
-    let router = http::router(operations, (role != Role::Worker).then(|| application.api.clone()));
+    let router = http::router(
+        operations.after(begun.clone()),
+        (role != Role::Worker).then(|| application.api.clone()),
+    );
 
     let mut tasks = JoinSet::new();
     tasks.spawn(http::serve(listener, router, stop.clone()));
+    info!(%address, role = format!("{role:?}").to_lowercase(), "listening");
+    if !ready.is_prepared {
+        ready.migrate(&stop, Patience::Endless).await?;
+    }
+    begun.note();
     tasks.spawn(upkeep::run(Arc::new(database.clone()), settings.archive_retention, stop.clone()));
     let listener = Uuid::new_v4();
     tasks.spawn(announce_ready(database.clone(), listener, application.wakeup.clone(), stop.clone()));
@@ -279,11 +334,11 @@ pub async fn run_on(
         tasks.spawn(keep_embedded_postgres_running(options.clone(), database.clone(), stop.clone()));
     }
     if let Some(workers) = application.workers {
-        let options = ready.listen_options.clone();
-        tasks.spawn(listen_for_ready(options, listener, application.wakeup.clone(), stop.clone()));
+        let way = ready.listening.clone();
+        tasks.spawn(listen_for_ready(way, listener, application.wakeup.clone(), stop.clone()));
         tasks.spawn(workers.run(stop.clone()));
     }
-    info!(%address, role = format!("{role:?}").to_lowercase(), "listening");
+    info!("the service is ready");
     if role != Role::Worker {
         info!("documentation: http://{address}/docs");
     }

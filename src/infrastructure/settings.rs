@@ -35,7 +35,11 @@ pub const SETTINGS: [Setting; 16] = [
         "",
         "PostgreSQL 15 or newer; unset: a private one, from the binaries on this machine",
     ),
-    setting("LISTEN_DATABASE_URL", "", "where DATABASE_URL leads to a pooler: a direct URL, for wakeups"),
+    setting(
+        "LISTEN_DATABASE_URL",
+        "",
+        "if DATABASE_URL leads to a pooler: a direct URL, for wakeups and migrations",
+    ),
     setting(
         "DATABASE_MAX_CONNECTIONS",
         "10",
@@ -43,7 +47,7 @@ pub const SETTINGS: [Setting; 16] = [
     ),
     setting("DATA_DIR", ".data", "where the private PostgreSQL keeps its files"),
     setting("LISTEN_ADDR", "127.0.0.1:8080", "API address"),
-    setting("WORKER_COUNT", "10", "workers a process"),
+    setting("WORKER_COUNT", "10", "workers per process"),
     setting("WORKER_BATCH_SIZE", "50", "leases that each worker may hold: its attempts at one time"),
     setting("WORKER_POLL_INTERVAL", "5s", "how often a worker looks without being woken"),
     setting("WORKER_LOCK_DURATION", "5m", "how long a lease lasts; must exceed HTTP_TIMEOUT by 15s"),
@@ -79,6 +83,9 @@ const fn setting(name: &'static str, default: &'static str, meaning: &'static st
 /// Names that other programs read from the same `.env`.
 const FOREIGN_PREFIXES: [&str; 5] = ["POSTGRES_", "PG", "COMPOSE_", "DOCKER_", "RUST_"];
 
+/// What `sslmode` may be. <https://www.postgresql.org/docs/current/libpq-ssl.html>
+const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
 /// A setting that cannot be accepted.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {message}")]
@@ -98,7 +105,7 @@ impl SettingsError {
 pub struct Settings {
     /// `None`: a private PostgreSQL.
     pub database: Option<PgConnectOptions>,
-    /// For LISTEN, where it differs.
+    /// For wakeups and migrations, if it differs.
     pub listen_database: Option<PgConnectOptions>,
     /// Connections for requests.
     pub request_connections: u32,
@@ -171,12 +178,52 @@ fn is_setting(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.name == name)
 }
 
-/// dotenvy repeats the faulty line, which may hold a password.
+/// dotenvy repeats the faulty line, which may hold a password, and does not say which one it is.
 fn without_line(error: &dotenvy::Error) -> String {
     match error {
-        dotenvy::Error::LineParse(_, column) => format!("a line cannot be parsed, at its column {column}"),
+        dotenvy::Error::LineParse(faulty, column) => {
+            let text = std::env::current_dir()
+                .ok()
+                .and_then(|directory| {
+                    directory.ancestors().map(|d| d.join(".env")).find(|path| path.is_file())
+                })
+                .and_then(|path| std::fs::read_to_string(path).ok());
+            match text.as_deref().and_then(|text| line_number(text, faulty)) {
+                Some(number) => format!("line {number} is not NAME=value, from its column {} on", column + 1),
+                None => format!("a line is not NAME=value, from its column {} on", column + 1),
+            }
+        }
         other => other.to_string(),
     }
+}
+
+/// Which line of a file begins with the text that could not be parsed, counted from 1.
+fn line_number(text: &str, faulty: &str) -> Option<usize> {
+    let first = faulty.lines().next()?.trim_end();
+    text.lines().position(|line| line.trim_end() == first).map(|index| index + 1)
+}
+
+/// The value of a parameter in a URL's query.
+fn parameter<'a>(url: &'a str, name: &str) -> Option<&'a str> {
+    let (_, query) = url.split_once('?')?;
+    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(found, _)| *found == name).map(|(_, v)| v)
+}
+
+/// A duration in the largest unit that fits, as people say it.
+fn in_words(duration: Duration) -> String {
+    const UNITS: [(&str, u128); 6] = [
+        ("year", 365 * 86_400_000),
+        ("day", 86_400_000),
+        ("hour", 3_600_000),
+        ("minute", 60_000),
+        ("second", 1_000),
+        ("millisecond", 1),
+    ];
+    let millis = duration.as_millis();
+    let fits = |(_, unit): &&(&str, u128)| millis >= *unit && millis.is_multiple_of(*unit);
+    let (name, unit) = UNITS.iter().find(fits).unwrap_or(&UNITS[5]);
+    let count = millis / unit;
+    format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The layers, and how single settings are read from them.
@@ -215,8 +262,8 @@ impl Source {
                 "WORKER_LOCK_DURATION",
                 format!(
                     "must exceed HTTP_TIMEOUT ({}) by {} or more, or deliveries would be sent twice",
-                    humantime::format_duration(http_timeout),
-                    humantime::format_duration(LOCK_MARGIN),
+                    in_words(http_timeout),
+                    in_words(LOCK_MARGIN),
                 ),
             ));
         }
@@ -277,7 +324,7 @@ impl Source {
 
     fn duration(&self, name: &'static str, min: Duration, max: Duration) -> Result<Duration, SettingsError> {
         let fault = || {
-            let [min, max] = [min, max].map(humantime::format_duration);
+            let [min, max] = [min, max].map(in_words);
             SettingsError::new(
                 name,
                 format!("must be a duration from {min} to {max}, such as 30s, 5m or 90d"),
@@ -293,12 +340,27 @@ impl Source {
             return Ok(None);
         }
         // the driver's message may repeat parts of the URL, which holds a password
-        let fault =
-            || SettingsError::new(name, "must be a URL such as postgres://user:password@host:5432/database");
+        let fault = |message: &str| SettingsError::new(name, message);
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-            return Err(fault());
+            return Err(fault("must be a URL such as postgres://user:password@host:5432/database"));
         }
-        url.parse().map(Some).map_err(|_| fault())
+        if let Some(mode) = parameter(&url, "sslmode")
+            && !SSL_MODES.contains(&mode)
+        {
+            return Err(fault(&format!("sslmode={mode:?} is none of {}", SSL_MODES.join(", "))));
+        }
+        if let Some(hosts) = url.split(['/', '?']).nth(2).and_then(|part| part.rsplit('@').next())
+            && hosts.contains(',')
+        {
+            return Err(fault("must name one host: several, as libpq takes them, are not supported"));
+        }
+        let must_be = "must be a URL such as postgres://user:password@host:5432/database; in user and password, characters \
+                       such as # / ? @ : % must be percent-encoded (# is %23)";
+        // whatever follows a # is lost, so that the host would be a part of the password
+        if url.contains('#') {
+            return Err(fault(must_be));
+        }
+        url.parse().map(Some).map_err(|_| fault(must_be))
     }
 
     fn networks(&self, name: &'static str) -> Result<Vec<IpNet>, SettingsError> {
@@ -384,6 +446,9 @@ mod tests {
             ("LOG_FORMAT", "xml"),
             ("DATABASE_URL", "mysql://u:s3cret@h/d"),
             ("DATABASE_URL", "postgres://u:s3cret@h:port/d"),
+            ("DATABASE_URL", "postgres://u:s3cret#1@h/d"),
+            ("DATABASE_URL", "postgres://u:s3cret@h,h2/d"),
+            ("DATABASE_URL", "postgres://u:s3cret@h/d?sslmode=bogus"),
             ("WORKER_COUT", "3"),
             ("ARCHIVE_RETENTION", "1h"),
         ] {
@@ -399,5 +464,28 @@ mod tests {
             |name: &str| Settings::from_sources(BTreeMap::from([(name.into(), "x".into())]), HashMap::new());
         assert!(file("POSTGRES_PASSWORD").is_ok());
         assert!(file("WEBHOOK_COUNT").is_err());
+    }
+
+    #[test]
+    fn a_wrong_sslmode_is_named_with_the_ones_that_there_are() {
+        let error = load(&[("DATABASE_URL", "postgres://u@h/d?sslmode=bogus")]).err().unwrap();
+        assert_eq!(
+            error,
+            "DATABASE_URL: sslmode=\"bogus\" is none of disable, allow, prefer, require, verify-ca, verify-full"
+        );
+    }
+
+    #[test]
+    fn ranges_of_durations_are_told_in_words() {
+        let error = load(&[("ARCHIVE_RETENTION", "1h")]).err().unwrap();
+        assert!(error.contains("from 1 day to 100 years, such as"), "{error}");
+        let error = load(&[("HTTP_TIMEOUT", "0s")]).err().unwrap();
+        assert!(error.contains("from 1 millisecond to 5 minutes"), "{error}");
+    }
+
+    #[test]
+    fn the_line_that_cannot_be_parsed_is_found() {
+        assert_eq!(line_number("A=1\n\nB C\r\n", "B C"), Some(3));
+        assert_eq!(line_number("A=1\n", "B C"), None);
     }
 }

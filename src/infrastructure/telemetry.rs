@@ -35,12 +35,15 @@ impl FromStr for LogFormat {
 
 /// Sends log lines to standard error, so that a command's output stays clean.
 pub fn log_to_stderr(level: &str, format: LogFormat) -> anyhow::Result<()> {
-    // a lone level is meant for this program; of the libraries below it only trouble is told, except for a receiver's
-    // certificate: the attempt's own line says what is wrong with it, and of which receiver
+    // a lone level is meant for this program; of the libraries below it only trouble is shown, with two exceptions: of a
+    // receiver's certificate the attempt's own line says more, and a connection that is found broken when it is given back
+    // is replaced
     let directives = if level.contains(['=', ',']) {
         level.to_owned()
     } else {
-        format!("warn,rustls_platform_verifier=off,webhook_processor={level}")
+        format!(
+            "warn,rustls_platform_verifier=off,sqlx_core::pool::connection=error,webhook_processor={level}"
+        )
     };
     let filter: EnvFilter = directives.parse().context("LOG_LEVEL")?;
     let layer = match format {

@@ -45,7 +45,7 @@ impl Location {
             make_own(&wanted, account)?;
             wanted
         } else {
-            let elsewhere = stand_in(Path::new(if durable { "/var/lib" } else { "/var/tmp" }), &wanted);
+            let elsewhere = stand_in(stand_ins(durable), &wanted);
             info!(
                 "user {} of the private PostgreSQL may not enter {}; its files are in {}",
                 account.uid(),
@@ -60,6 +60,20 @@ impl Location {
             make_private(&socket_directory, account)?;
         }
         Ok(Self { directory, socket_directory, account })
+    }
+
+    /// Where the files of the server that was asked for in `wanted` would be; `None` if even the directory above is missing.
+    /// Makes nothing.
+    pub(super) fn find(wanted: &Path, durable: bool) -> Result<Option<PathBuf>> {
+        let path =
+            std::path::absolute(wanted).with_context(|| format!("{} is not a path", wanted.display()))?;
+        if !path.parent().is_some_and(Path::exists) {
+            return Ok(None);
+        }
+        let wanted = absolute(&path)?;
+        let account = Account::for_directory(&wanted)?;
+        let parent = wanted.parent().unwrap_or(Path::new("/"));
+        Ok(Some(if account.may_enter(parent)? { wanted } else { stand_in(stand_ins(durable), &wanted) }))
     }
 
     pub(super) fn data(&self) -> PathBuf {
@@ -85,6 +99,11 @@ fn absolute(wanted: &Path) -> Result<PathBuf> {
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     let parent = fs::canonicalize(parent).with_context(|| format!("cannot look at {}", parent.display()))?;
     Ok(parent.join(name))
+}
+
+/// Where directories stand in for others.
+fn stand_ins(durable: bool) -> &'static Path {
+    Path::new(if durable { "/var/lib" } else { "/var/tmp" })
 }
 
 /// A directory in `base` that stands for `path`, always the same one.

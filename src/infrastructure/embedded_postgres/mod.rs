@@ -74,6 +74,16 @@ impl EmbeddedPostgres {
             .with_context(|| format!("cannot run a private PostgreSQL in {}", options.directory.display()))
     }
 
+    /// Whether there is one to start or to join. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Nobody can say which account its files would have.
+    pub fn exists(options: &EmbeddedOptions) -> Result<bool> {
+        let directory = Location::find(&options.directory, options.durable)?;
+        Ok(directory.is_some_and(|directory| directory.join("data").join("PG_VERSION").exists()))
+    }
+
     async fn start_or_join(options: EmbeddedOptions) -> Result<Self> {
         let durable = options.durable;
         let (start_lock, mut this) = blocking(move || {

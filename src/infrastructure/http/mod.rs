@@ -12,12 +12,13 @@ pub mod view;
 mod webhooks;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -64,6 +65,7 @@ pub struct Operations {
     circuits: Arc<dyn CircuitStore>,
     circuit_gauges: Arc<CircuitGauges>,
     ready_age_max: Duration,
+    begun: Begun,
 }
 
 impl Operations {
@@ -78,8 +80,41 @@ impl Operations {
             backlog: Arc::new(BacklogSample::new(records.clone())),
             records,
             ready_age_max,
+            begun: Begun::already(),
         }
     }
+
+    /// The API answers only after this.
+    #[must_use]
+    pub fn after(mut self, begun: Begun) -> Self {
+        self.begun = begun;
+        self
+    }
+}
+
+/// Whether the service has begun. Until its database is ready, the API has nothing to answer with.
+#[derive(Debug, Clone, Default)]
+pub struct Begun(Arc<AtomicBool>);
+
+impl Begun {
+    /// It has, before anyone could ask.
+    fn already() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    /// It has.
+    pub fn note(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Answers 503 as long as the database is not ready. Why it is not is for operators: it stands in the log and under
+/// /health/ready.
+async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -> Response {
+    if begun.0.load(Ordering::Acquire) {
+        return next.run(request).await;
+    }
+    ApiError::unavailable("the service is starting and waits for its database; try again").into_response()
 }
 
 /// The routes for callers, with their documentation.
@@ -109,11 +144,13 @@ fn operations_routes() -> OpenApiRouter<Operations> {
 
 /// All routes; those for callers only where there is an `api` behind them.
 pub fn router(operations: Operations, api: Option<Api>) -> Router {
+    let begun = operations.begun.clone();
     let (operations_router, operations_docs) = operations_routes().with_state(operations).split_for_parts();
     let router = match api {
         None => operations_router,
         Some(api) => {
             let (api_router, mut openapi) = api_routes().with_state(api).split_for_parts();
+            let api_router = api_router.route_layer(from_fn_with_state(begun, after_begin));
             openapi.merge(operations_docs);
             operations_router.merge(api_router).merge(docs::routes(openapi))
         }

@@ -121,7 +121,7 @@ pub struct HealthView {
 /// One thing that was looked at.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
-    /// `database`, `migrations`, `oldest_ready_delivery` or `held_deliveries`.
+    /// `database`, `migrations`, `oldest_ready_delivery`, `held_deliveries` or `writes`.
     name: &'static str,
     /// `ok` or `failing`.
     status: &'static str,
@@ -157,7 +157,8 @@ pub async fn live() -> impl IntoResponse {
     health_view(vec![])
 }
 
-/// Whether the process can do its work: the database answers, its schema is new enough, deliveries do not pile up.
+/// Whether the process can do its work: the database answers, its schema is new enough, what is written is committed,
+/// deliveries do not pile up.
 #[utoipa::path(get, path = "/health/ready", tag = TAG, responses(
     (status = 200, description = "Ready", body = HealthView),
     (status = 503, description = "Not ready", body = HealthView),
@@ -165,18 +166,35 @@ pub async fn live() -> impl IntoResponse {
 pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
     let mut checks = Vec::new();
     match operations.database.is_migrated().await {
-        Err(_) => checks.push(check("database", false, "does not answer")),
+        Err(_) => {
+            let reason = operations.database.trouble();
+            checks.push(check("database", false, reason.as_deref().unwrap_or("does not answer")));
+        }
         Ok(migrated) => {
             checks.push(check("database", true, "answers"));
-            let detail = if migrated { "all applied" } else { "missing; run webhook-processor migrate" };
+            let detail = if migrated {
+                "all applied".to_owned()
+            } else {
+                // a start that waits knows better
+                let trouble = operations.database.trouble();
+                trouble.unwrap_or_else(|| "missing; run webhook-processor migrate".to_owned())
+            };
             checks.push(check("migrations", migrated, detail));
             if migrated {
                 checks.push(oldest_ready(&operations).await);
                 checks.push(held_deliveries(&operations).await);
+                checks.push(writes(&operations).await);
             }
         }
     }
     health_view(checks)
+}
+
+async fn writes(operations: &Operations) -> CheckView {
+    match operations.database.accepts_writes().await {
+        Ok(()) => check("writes", true, "are committed"),
+        Err(reason) => check("writes", false, reason),
+    }
 }
 
 async fn oldest_ready(operations: &Operations) -> CheckView {

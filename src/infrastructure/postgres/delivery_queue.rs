@@ -28,6 +28,7 @@ impl DeliveryQueue for Database {
             (d.config_id, d.event_type, d.replay_of, &d.event_id)
         });
         let told = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
+        self.writability.note_write();
         let stored =
             |incoming: &Incoming<'_>| told.get(&incoming.delivery.queue_id.get()).copied().unwrap_or(STORED);
         Ok(deliveries.iter().map(stored).collect())

@@ -11,7 +11,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
-use super::{Database, REQUEST_LIMIT, SCAN_LIMIT, from_micros, lacks_archive, within};
+use super::{Database, REQUEST_LIMIT, from_micros, lacks_archive, scan, within};
 use crate::application::ports::{
     Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError, Upkeep as _,
 };
@@ -29,12 +29,12 @@ impl DeliveryRecords for Database {
 
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError> {
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        within!(self.requests, SCAN_LIMIT, |connection| list_on(&mut connection, filter, limit))
+        scan!(self, |connection| list_on(connection, filter, limit))
     }
 
     async fn replays_of(&self, queue_ids: &[QueueId]) -> Result<Vec<(QueueId, QueueId)>, StoreError> {
         let names: Vec<String> = queue_ids.iter().map(ToString::to_string).collect();
-        let rows = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query!(
+        let rows = scan!(self, |connection| sqlx::query!(
             "-- records.replays_of
             select event_id, queue_id from webhook_event_keys
             where event_type = 'replay' and event_id = any($1)",
@@ -77,7 +77,7 @@ impl DeliveryRecords for Database {
         let config_id = scope.config_id.map(EndpointId::get);
         let window = scope.window.map(|window| window.as_secs_f64());
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        let facts = within!(self.requests, SCAN_LIMIT, |connection| {
+        let facts = scan!(self, |connection| {
             sqlx::query!(
             r#"-- records.statistics
             select counted_from, fact as "fact!", duration_ms as "duration_ms!", occurrences as "occurrences!",
@@ -131,7 +131,7 @@ impl DeliveryRecords for Database {
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
         let _turn = self.scans.acquire().await.expect("the semaphore is never closed");
-        let rows = within!(self.requests, SCAN_LIMIT, |connection| {
+        let rows = scan!(self, |connection| {
             sqlx::query!(
             r#"-- records.backlog
             select state as "state!", deliveries as "deliveries!", oldest_us from webhook_open_deliveries(null)"#
@@ -155,7 +155,7 @@ impl DeliveryRecords for Database {
     }
 
     async fn oldest_ready_age(&self) -> Result<Option<Duration>, StoreError> {
-        let age = within!(self.requests, SCAN_LIMIT, |connection| sqlx::query_scalar!(
+        let age = scan!(self, |connection| sqlx::query_scalar!(
             "-- records.oldest_ready_age
             select webhook_oldest_ready_us(null)"
         )

@@ -1,35 +1,39 @@
-//! The repositories on PostgreSQL, and what they share: pools, time limits, migrations, the meaning of errors.
+//! The repositories on PostgreSQL, and what they share: pools, time limits, the meaning of errors.
 
 mod circuits;
 mod delivery_queue;
 mod delivery_records;
 mod endpoints;
 mod notifications;
+mod pool;
+mod schema;
+mod trouble;
 mod upkeep;
+mod writability;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Executor as _, PgConnection, Postgres};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, PgConnection, Postgres};
 use tokio::sync::Semaphore;
 
-pub use notifications::{announce_ready, listen_for_ready, tell_ready};
+pub use notifications::{Listening, announce_ready, listen_for_ready, tell_ready};
+pub use schema::MIGRATIONS;
+pub use trouble::Trouble;
 
+use self::pool::{Pool, Reason};
+use self::schema::Access;
+use self::writability::Writability;
 use crate::application::ports::StoreError;
-
-/// The schema, in order.
-pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
 /// Connections of the engine: claims, one writer at each end, promotion, announcements, upkeep, look-ups, circuits; the
 /// rare release finds one that is idle.
 const ENGINE_CONNECTIONS: u32 = 8;
 /// How many lists and counts are read at a time; more wait, and leave connections to other requests.
 const SCANS_AT_ONCE: usize = 3;
-/// How long to wait for a connection.
-const ACQUIRE_LIMIT: Duration = Duration::from_secs(1);
 /// How long a statement of the hot path may take before its connection is given up.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a look-up or a change of one row may take.
@@ -37,41 +41,88 @@ const REQUEST_LIMIT: Duration = Duration::from_millis(1500);
 /// How long a list, a count, or upkeep may take.
 const SCAN_LIMIT: Duration = Duration::from_secs(30);
 
+/// Begins the transaction of a list or a count: one whose caller has gone is ended by the server. The limit is set for the
+/// transaction alone, since a pooler hands a session on to others.
+const BEGIN_SCAN: &str = "begin; set local statement_timeout = '35s'";
+
 /// The database: one pool for requests and one for the engine, so that neither can starve the other.
 #[derive(Debug, Clone)]
 pub struct Database {
-    requests: PgPool,
-    engine: PgPool,
-    options: PgConnectOptions,
+    requests: Pool,
+    engine: Pool,
+    access: Access,
+    /// For what takes long: past a pooler.
+    direct: Access,
+    reason: Arc<Reason>,
+    writability: Arc<Writability>,
     scans: Arc<Semaphore>,
 }
 
 impl Database {
-    /// Prepares pools; connections are made when they are needed, so this does not fail where the database is away.
+    /// Prepares pools; connections are made when they are needed, so this does not fail if the database is away.
     pub fn new(options: PgConnectOptions, request_connections: u32) -> Self {
-        let options = options.application_name("webhook-processor").disable_statement_logging();
-        let pool =
-            |connections| PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_LIMIT);
-        // a caller who has gone leaves a scan behind, which the server ends then
-        let requests = pool(request_connections).after_connect(|connection, _| {
-            Box::pin(async { connection.execute("set statement_timeout = '35s'").await.map(drop) })
-        });
+        Self::reached_by(options, "DATABASE_URL", request_connections)
+    }
+
+    /// As [`Database::new`]; `setting` is where people correct the way to it.
+    pub fn reached_by(options: PgConnectOptions, setting: &'static str, request_connections: u32) -> Self {
+        let options = ours(options);
+        let access = Access::new(options.clone(), setting);
+        let reason = Reason::new(access.clone());
+        let engine = Pool::new(options.clone(), ENGINE_CONNECTIONS, reason.clone());
         Self {
-            requests: requests.connect_lazy_with(options.clone()),
-            engine: pool(ENGINE_CONNECTIONS).connect_lazy_with(options.clone()),
-            options,
+            requests: Pool::new(options, request_connections, reason.clone()),
+            writability: Writability::new(engine.clone(), access.clone()),
+            engine,
+            direct: access.clone(),
+            access,
+            reason,
             scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)),
         }
     }
 
-    /// Brings the schema up to date. Safe to call from several processes at once.
-    pub async fn migrate(&self) -> anyhow::Result<()> {
-        let mut connection = self.options.connect().await?;
-        MIGRATIONS.run(&mut connection).await?;
-        Ok(())
+    /// Migrates on connections of their own, by the value of `LISTEN_DATABASE_URL`.
+    #[must_use]
+    pub fn migrating_by(mut self, options: PgConnectOptions) -> Self {
+        self.direct = Access::new(ours(options), "LISTEN_DATABASE_URL");
+        self
     }
 
-    /// Whether the schema is as new as this program needs it. Fails where the database does not answer.
+    /// Brings the schema up to date. If it is, nothing is locked or written. Safe to call from several processes at once.
+    pub async fn migrate(&self) -> Result<(), Trouble> {
+        let migrated = self.direct.migrate().await;
+        self.remember(migrated)
+    }
+
+    /// Refuses a database that cannot be written to, or whose schema is older than this program needs it.
+    pub async fn require_writable(&self) -> Result<(), Trouble> {
+        self.access.require_writable().await
+    }
+
+    /// Refuses a database whose schema is older than this program needs it. Only reads.
+    pub async fn require_readable(&self) -> Result<(), Trouble> {
+        self.access.require_readable().await
+    }
+
+    fn remember<T>(&self, result: Result<T, Trouble>) -> Result<T, Trouble> {
+        if let Err(trouble) = &result {
+            self.reason.remember(trouble.to_string());
+        }
+        result
+    }
+
+    /// Why the database could not be used a moment ago, in a sentence.
+    pub fn trouble(&self) -> Option<String> {
+        self.reason.recent()
+    }
+
+    /// Whether something can be written and committed; if not, why, in a sentence. Asked often, it answers what was found a
+    /// few seconds ago.
+    pub async fn accepts_writes(&self) -> Result<(), String> {
+        self.writability.recent().await
+    }
+
+    /// Whether the schema is as new as this program needs it. Fails if the database does not answer.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max();
         let applied: Option<i64> = within!(self.engine, REQUEST_LIMIT, |connection| sqlx::query_scalar(
@@ -95,6 +146,12 @@ impl Database {
     }
 }
 
+/// How this program connects. The parameter that is left out, for the digits of floating-point numbers, has been the default
+/// since PostgreSQL 12, and `PgBouncer` refuses it.
+fn ours(options: PgConnectOptions) -> PgConnectOptions {
+    options.application_name("webhook-processor").extra_float_digits(None).disable_statement_logging()
+}
+
 /// Runs one statement, or a few, on a connection of a pool within a time limit. A connection on which they did not come
 /// to their end, because time ran out or nobody waits for them any more, is closed, not given back: it is still busy.
 macro_rules! within {
@@ -116,6 +173,27 @@ macro_rules! within {
     };
 }
 use within;
+
+/// As [`within!`], for a list or a count: on the connections for requests, in a transaction that the server ends if nobody
+/// waits for it any more.
+macro_rules! scan {
+    ($database:expr, |$connection:ident| $work:expr) => {
+        $crate::infrastructure::postgres::within!(
+            $database.requests,
+            $crate::infrastructure::postgres::SCAN_LIMIT,
+            |connection| async {
+                use sqlx::Connection as _;
+                let mut transaction =
+                    connection.begin_with($crate::infrastructure::postgres::BEGIN_SCAN).await?;
+                let $connection = &mut *transaction;
+                let result = $work.await?;
+                transaction.commit().await?;
+                Ok(result)
+            }
+        )
+    };
+}
+use scan;
 
 /// A connection in use.
 struct Guarded {

@@ -1,9 +1,11 @@
 //! Wakeups between processes, by LISTEN and NOTIFY. Hints only: what is lost costs a poll's time, nothing else.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -19,6 +21,11 @@ const CHANNEL: &str = "webhook_ready";
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(50);
 /// How long nothing may come before a listener asks whether its connection still lives.
 const QUIET_MAX: Duration = Duration::from_secs(30);
+/// How many times two connections are asked for their sessions, to find a pooler: one that is busy deals out others each
+/// time, one that is idle the same to both.
+const PID_LOOKS: usize = 10;
+/// The wait before it is looked again whether there is still a pooler.
+const LOOK_FOR_POOLER_AGAIN: Duration = Duration::from_mins(1);
 /// The wait before a listener connects again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
@@ -54,23 +61,64 @@ pub async fn tell_ready(database: &Database, except: Option<Uuid>) -> Result<(),
     Ok(())
 }
 
-/// Wakes the claimer here whenever a process other than the one that listens as `listener` announces something. `options`
-/// must lead to PostgreSQL itself, or to a pooler that keeps sessions.
-pub async fn listen_for_ready(
+/// The way to a database for wakeups.
+#[derive(Debug, Clone)]
+pub struct Listening {
     options: PgConnectOptions,
-    listener: Uuid,
-    wakeup: Arc<Wakeup>,
-    stop: CancellationToken,
-) {
+    setting: &'static str,
+}
+
+impl Listening {
+    /// By the value of a setting.
+    pub fn new(options: PgConnectOptions, setting: &'static str) -> Self {
+        Self { options: super::ours(options), setting }
+    }
+
+    /// Whether a pooler stands in between that gives a session now to this connection and now to that. Such a session
+    /// must not listen: what it is told would come to whoever uses it at that moment, as an answer that nobody expects.
+    async fn is_pooled(&self) -> sqlx::Result<bool> {
+        let mut one = self.options.connect().await?;
+        let mut other = self.options.connect().await?;
+        let mut pids = [HashSet::new(), HashSet::new()];
+        for _ in 0..PID_LOOKS {
+            pids[0].insert(session(&mut one).await?);
+            pids[1].insert(session(&mut other).await?);
+        }
+        for connection in [one, other] {
+            connection.close().await?;
+        }
+        // a session of one's own has one number, and no one else has it
+        Ok(pids.iter().any(|pids| pids.len() > 1) || pids[0] == pids[1])
+    }
+}
+
+async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
+    sqlx::query_scalar("-- notifications.session\nselect pg_backend_pid()").fetch_one(connection).await
+}
+
+/// Wakes the claimer here whenever a process other than the one that listens as `listener` announces something. Behind a
+/// pooler that keeps no sessions it does not listen, and says so once.
+pub async fn listen_for_ready(way: Listening, listener: Uuid, wakeup: Arc<Wakeup>, stop: CancellationToken) {
     let own = listener.to_string();
-    let mut told = false;
+    let (mut told, mut told_of_pooler) = (false, false);
     while !stop.is_cancelled() {
         let result = tokio::select! {
             () = stop.cancelled() => return,
-            result = listen_until_lost(&options, &own, &wakeup) => result,
+            result = listen_until_lost(&way, &own, &wakeup) => result,
         };
+        let mut again = RECONNECT_AFTER;
         match result {
-            Ok(()) => info!("the connection for wakeups was lost; connecting again"),
+            Ok(Ended::Pooled) => {
+                again = LOOK_FOR_POOLER_AGAIN;
+                if !std::mem::replace(&mut told_of_pooler, true) {
+                    warn!(
+                        "{} leads to a pooler that keeps no sessions: no wakeups from other processes, whose events wait for \
+                         the next poll (WORKER_POLL_INTERVAL); set LISTEN_DATABASE_URL to a direct connection",
+                        way.setting
+                    );
+                }
+            }
+            Ok(Ended::Lost) => info!("the connection for wakeups was lost; connecting again"),
             Err(cause) if !told => {
                 told = true;
                 warn!(error = %cause, "no wakeups from other processes for now; polling goes on");
@@ -79,13 +127,22 @@ pub async fn listen_for_ready(
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(RECONNECT_AFTER) => {}
+            () = sleep(again) => {}
         }
     }
 }
 
-async fn listen_until_lost(options: &PgConnectOptions, own: &str, wakeup: &Wakeup) -> sqlx::Result<()> {
-    let pool = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+/// Why a listener stopped.
+enum Ended {
+    Lost,
+    Pooled,
+}
+
+async fn listen_until_lost(way: &Listening, own: &str, wakeup: &Wakeup) -> sqlx::Result<Ended> {
+    if way.is_pooled().await? {
+        return Ok(Ended::Pooled);
+    }
+    let pool = PgPoolOptions::new().max_connections(1).connect_with(way.options.clone()).await?;
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
     // what was announced while nobody listened
@@ -94,12 +151,12 @@ async fn listen_until_lost(options: &PgConnectOptions, own: &str, wakeup: &Wakeu
         match timeout(QUIET_MAX, listener.try_recv()).await {
             Ok(Ok(Some(told))) if told.payload() == own => {}
             Ok(Ok(Some(_))) => wakeup.wake_claimer(),
-            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(None)) => return Ok(Ended::Lost),
             Ok(Err(error)) => return Err(error),
             // a connection may be dead without a sign: to listen once more is a question that must be answered
             Err(_) => match timeout(REQUEST_LIMIT, listener.listen(CHANNEL)).await {
                 Ok(answered) => answered?,
-                Err(_) => return Ok(()),
+                Err(_) => return Ok(Ended::Lost),
             },
         }
     }

@@ -93,6 +93,29 @@ impl TestDatabase {
         Self { options, pool }
     }
 
+    /// Hands the database over to a new role that may do nothing else; answers its name.
+    pub async fn hand_over(&self) -> String {
+        let role = format!("role_{}", Uuid::new_v4().simple());
+        let name = self.options.get_database().unwrap();
+        self.run(&format!("create role {role} login; alter database {name} owner to {role}")).await;
+        role
+    }
+
+    /// As a value of `DATABASE_URL`, for a role.
+    pub fn url_as(&self, role: &str) -> String {
+        self.options.clone().username(role).to_url_lossy().to_string()
+    }
+
+    /// Runs statements on another database of the same server, which this one does not get in the way of.
+    pub async fn run(&self, sql: &str) {
+        let mut connection = server().await.connect().await.unwrap();
+        // one after another: some of them must not be part of a transaction
+        for statement in sql.split(';') {
+            sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+        }
+        connection.close().await.unwrap();
+    }
+
     /// As a value of `DATABASE_URL`.
     pub fn url(&self) -> String {
         self.options.to_url_lossy().to_string()

@@ -19,6 +19,7 @@ pub fn command(database: &TestDatabase, args: &[&str]) -> Command {
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("DATABASE_URL", database.url())
+        .envs(std::env::var_os("PG_BINDIR").map(|directory| ("PG_BINDIR", directory)))
         .env("EGRESS_ALLOW", "127.0.0.0/8")
         .env("LISTEN_ADDR", "127.0.0.1:0");
     command
@@ -36,8 +37,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a service and waits until it listens.
-    pub fn start(mut command: Command) -> Self {
+    /// Starts a service and waits until it is ready.
+    pub fn start(command: Command) -> Self {
+        let process = Self::start_waiting(command);
+        process.wait_for_log("the service is ready");
+        process
+    }
+
+    /// Starts a service and waits until it listens: its database may not be there yet.
+    pub fn start_waiting(mut command: Command) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));

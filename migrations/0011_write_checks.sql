@@ -1,0 +1,40 @@
+-- Whether anything can be stored is found out by storing something: a full disk, a standby and a commit that waits for
+-- a replica all answer questions as ever.
+
+CREATE TABLE webhook_write_checks (
+    filler bytea NOT NULL
+)
+-- Room that a vacuum has found would be used again, and then no check would notice that a file cannot grow.
+WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off);
+ALTER TABLE webhook_write_checks ALTER COLUMN filler SET STORAGE EXTERNAL;
+
+COMMENT ON TABLE webhook_write_checks IS
+    'Always empty: processes write to it to find out whether writing is possible (webhook_check_writes).';
+COMMENT ON COLUMN webhook_write_checks.filler IS
+    'Text without meaning, of more than one page, so that a file must grow for it.';
+
+CREATE FUNCTION webhook_check_writes() RETURNS integer
+    LANGUAGE plpgsql
+    SET lock_timeout = '2s'
+AS $$
+BEGIN
+    -- What was written and deleted lies there until now.
+    IF pg_total_relation_size('webhook_write_checks') > 8 * 1024 * 1024 THEN
+        BEGIN
+            LOCK TABLE webhook_write_checks IN ACCESS EXCLUSIVE MODE NOWAIT;
+            TRUNCATE webhook_write_checks;
+        EXCEPTION
+            -- another process checks at this moment
+            WHEN lock_not_available THEN NULL;
+        END;
+    END IF;
+    INSERT INTO webhook_write_checks (filler)
+    SELECT string_agg(sha256(convert_to(n || clock_timestamp()::text, 'UTF8')), '')
+    FROM generate_series(1, 512) AS n;
+    DELETE FROM webhook_write_checks;
+    RETURN pg_backend_pid();
+END
+$$;
+
+COMMENT ON FUNCTION webhook_check_writes() IS
+    'Writes 16 KiB for which a file must grow, and deletes them again; the commit is the caller''s. Answers the pid of the session.';

@@ -1,0 +1,269 @@
+//! The schema: whether it is there and new enough, and bringing it up to date.
+//!
+//! Nothing here is held by a session, so that it works through a pooler that keeps none: the lock against other
+//! processes, and all that is set, end with the transaction.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::info;
+
+use super::trouble::{Place, Trouble, judge_server};
+
+/// The schema, in order.
+pub static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Who brings the schema of a database up to date holds this lock until the end of the transaction.
+const LOCK: i64 = 0x7765_6268_6f6f_6b73;
+/// The wait between tries to get it.
+const LOCK_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is said that the lock is waited for.
+const SAY_EVERY: Duration = Duration::from_secs(30);
+/// How long connecting, or a question about the schema, may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// A migration may take long, but must not hold everyone up while it waits for a table that someone else uses.
+const BEGIN: &str = "begin; set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; \
+                     set local lock_timeout = '10s'";
+
+/// Where a database is, and how a direct connection leads there.
+#[derive(Debug, Clone)]
+pub(super) struct Access {
+    options: PgConnectOptions,
+    place: Place,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaState {
+    /// As new as this program needs it, or newer.
+    New,
+    /// Older, or not there: its version.
+    Old(Option<i64>),
+}
+
+impl SchemaState {
+    /// Refuses what is too old.
+    pub(super) fn require_new(self) -> Result<(), Trouble> {
+        match self {
+            Self::New => Ok(()),
+            Self::Old(found) => Err(Trouble::old_schema(found, newest())),
+        }
+    }
+}
+
+/// What a look at a database found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    pub(super) schema: SchemaState,
+    /// It is a standby, or was set to refuse writes.
+    pub(super) read_only: bool,
+}
+
+/// The version that this program needs.
+fn newest() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+impl Access {
+    /// By the value of a setting.
+    pub(super) fn new(options: PgConnectOptions, setting: &'static str) -> Self {
+        let place = Place::of(&options, setting);
+        Self { options, place }
+    }
+
+    /// Connects and closes again: whether that is possible at all.
+    pub(super) async fn try_to_connect(&self) -> Result<(), Trouble> {
+        self.run(|_| Box::pin(async { Ok(()) })).await
+    }
+
+    /// What an error means that came on the way there.
+    pub(super) fn trouble(&self, error: &sqlx::Error) -> Trouble {
+        Trouble::of(error, &self.place)
+    }
+
+    /// Does something short on a connection of its own.
+    pub(super) async fn run<T>(
+        &self,
+        work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<T>>,
+    ) -> Result<T, Trouble> {
+        let mut connection = self.connect().await?;
+        let done = self.answer(work(&mut connection)).await;
+        let _ = connection.close().await;
+        done
+    }
+
+    /// Looks at the server and at the schema. Changes nothing, so it may be asked of a standby, too.
+    pub(super) async fn look(&self) -> Result<Found, Trouble> {
+        let place = self.place.clone();
+        self.run(move |connection| Box::pin(look_by(connection, place))).await?
+    }
+
+    /// Refuses a database that cannot be written to, or whose schema is too old.
+    pub(super) async fn require_writable(&self) -> Result<(), Trouble> {
+        let found = self.look().await?;
+        found.schema.require_new()?;
+        if found.read_only { Err(Trouble::read_only(&self.place)) } else { Ok(()) }
+    }
+
+    /// Refuses a database whose schema is too old to be read.
+    pub(super) async fn require_readable(&self) -> Result<(), Trouble> {
+        self.look().await?.schema.require_new()
+    }
+
+    /// Brings the schema up to date, if it is not. Waits for another process that is about to.
+    pub(super) async fn migrate(&self) -> Result<(), Trouble> {
+        let found = self.look().await?;
+        if found.read_only {
+            return Err(Trouble::read_only(&self.place));
+        }
+        if found.schema == SchemaState::New {
+            return Ok(());
+        }
+        let mut said: Option<Instant> = None;
+        while !self.migrate_unless_locked().await? {
+            if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+                said = Some(Instant::now());
+                info!("another process brings the database's schema up to date; waiting for it");
+            }
+            sleep(LOCK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// Answers whether the schema is up to date now; if not, another process is at work.
+    async fn migrate_unless_locked(&self) -> Result<bool, Trouble> {
+        let mut connection = self.connect().await?;
+        let work = async {
+            let mut transaction = connection.begin_with(BEGIN).await?;
+            let locked: bool = sqlx::query_scalar("-- schema.lock\nselect pg_try_advisory_xact_lock($1)")
+                .bind(LOCK)
+                .fetch_one(&mut *transaction)
+                .await?;
+            if !locked {
+                transaction.rollback().await?;
+                return Ok(Ok(false));
+            }
+            // another process may have done it in the meantime
+            match look_by(&mut transaction, self.place.clone()).await? {
+                Err(trouble) => return Ok(Err(trouble)),
+                Ok(Found { schema: SchemaState::New, .. }) => {}
+                Ok(Found { schema: SchemaState::Old(found), .. }) => {
+                    info!(from = found, to = newest(), "bringing the database's schema up to date");
+                    migrator().run_direct(None, &mut *transaction, false).await.map_err(driver_error)?;
+                }
+            }
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(Ok(true))
+        };
+        let done = work.await.map_err(|error| Trouble::of(&error, &self.place))?;
+        let _ = connection.close().await;
+        done
+    }
+
+    async fn connect(&self) -> Result<PgConnection, Trouble> {
+        self.answer(self.options.connect()).await
+    }
+
+    async fn answer<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, Trouble> {
+        match timeout(ANSWER_LIMIT, work).await {
+            Ok(result) => result.map_err(|error| Trouble::of(&error, &self.place)),
+            Err(_) => Err(Trouble::silence(&self.place)),
+        }
+    }
+}
+
+async fn look_by(connection: &mut PgConnection, place: Place) -> sqlx::Result<Result<Found, Trouble>> {
+    let server = sqlx::query(
+        "-- schema.server
+        select current_setting('server_version_num')::int, current_setting('server_encoding'),
+               to_regclass('_sqlx_migrations') is not null, current_setting('transaction_read_only')::bool",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if let Err(trouble) = judge_server(server.try_get(0)?, server.try_get(1)?, &place) {
+        return Ok(Err(trouble));
+    }
+    let applied: Vec<(i64, Vec<u8>)> = if server.try_get(2)? {
+        sqlx::query_as("-- schema.version\nselect version, checksum from _sqlx_migrations where success")
+            .fetch_all(&mut *connection)
+            .await?
+    } else {
+        vec![]
+    };
+    let read_only = server.try_get(3)?;
+    Ok(judge_schema(&applied.into_iter().collect()).map(|schema| Found { schema, read_only }))
+}
+
+/// Compares what was applied with what this program needs. A newer program may have applied more: that is fine.
+fn judge_schema(applied: &HashMap<i64, Vec<u8>>) -> Result<SchemaState, Trouble> {
+    let mut state = SchemaState::New;
+    for migration in MIGRATIONS.iter() {
+        match applied.get(&migration.version) {
+            Some(checksum) if **checksum == *migration.checksum => {}
+            Some(_) => {
+                return Err(Trouble::lasting(format!(
+                    "migration {} of the database is another than this program's: they are not of the same origin",
+                    migration.version
+                )));
+            }
+            None => state = SchemaState::Old(applied.keys().max().copied()),
+        }
+    }
+    Ok(state)
+}
+
+/// The driver's migrator, without its lock: that one is held by a session, and a pooler gives it to somebody else.
+fn migrator() -> Migrator {
+    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_locking(false).set_ignore_missing(true);
+    migrator
+}
+
+fn driver_error(error: MigrateError) -> sqlx::Error {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
+        other => sqlx::Error::Migrate(Box::new(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied() -> HashMap<i64, Vec<u8>> {
+        MIGRATIONS.iter().map(|migration| (migration.version, migration.checksum.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_schema_is_new_if_it_has_all_that_this_program_needs_and_old_if_something_is_missing() {
+        assert_eq!(judge_schema(&applied()), Ok(SchemaState::New));
+        let mut newer = applied();
+        newer.insert(newest() + 1, vec![1]);
+        assert_eq!(judge_schema(&newer), Ok(SchemaState::New));
+        let mut older = applied();
+        older.remove(&newest());
+        let found = older.keys().max().copied();
+        assert_eq!(judge_schema(&older), Ok(SchemaState::Old(found)));
+        assert_eq!(
+            SchemaState::Old(found).require_new().unwrap_err().to_string(),
+            format!(
+                "the database's schema is of version {}, this program needs {}: run webhook-processor migrate",
+                found.unwrap(),
+                newest()
+            )
+        );
+        assert_eq!(judge_schema(&HashMap::new()), Ok(SchemaState::Old(None)));
+    }
+
+    #[test]
+    fn a_migration_that_differs_from_ours_is_refused() {
+        let mut foreign = applied();
+        foreign.insert(newest(), vec![1]);
+        assert!(judge_schema(&foreign).is_err());
+    }
+}

@@ -1,0 +1,225 @@
+//! Why the database cannot be used, in one sentence that names the place, the fault and the remedy.
+
+use std::io::ErrorKind;
+
+use sqlx::postgres::PgConnectOptions;
+
+/// The oldest version that the program works with, as `server_version_num` has it.
+const VERSION_MIN: i32 = 15_00_00;
+
+/// Why the database cannot be used. It may be shown to anyone: it never holds a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
+pub struct Trouble {
+    sentence: String,
+    /// Whether it may go by while a service waits, because someone starts, frees or corrects something elsewhere.
+    passes: bool,
+}
+
+impl Trouble {
+    fn passing(sentence: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), passes: true }
+    }
+
+    /// One that stays however long a service waits.
+    pub(super) fn lasting(sentence: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), passes: false }
+    }
+
+    /// Whether it may go by while a service waits.
+    pub fn passes(&self) -> bool {
+        self.passes
+    }
+
+    /// The schema is not as new as this program needs it.
+    pub(super) fn old_schema(found: Option<i64>, needed: i64) -> Self {
+        Self::passing(match found {
+            None => format!(
+                "the database has no schema yet, this program needs version {needed}: run webhook-processor migrate"
+            ),
+            Some(found) => format!(
+                "the database's schema is of version {found}, this program needs {needed}: run webhook-processor migrate"
+            ),
+        })
+    }
+
+    /// What an error of the driver means that came while connecting to `place`, or while using it for the first time.
+    pub(super) fn of(error: &sqlx::Error, place: &Place) -> Self {
+        let Place { setting, address, user, database, .. } = place;
+        match error {
+            sqlx::Error::Io(error) => Self::passing(io_sentence(error, place)),
+            sqlx::Error::Tls(cause) => Self::passing(format!(
+                "TLS with PostgreSQL at {address} failed: {cause}; sslmode and sslrootcert in {setting} decide about it"
+            )),
+            sqlx::Error::Protocol(_) => Self::passing(format!(
+                "what answers at {address} does not speak PostgreSQL's protocol as expected; check host and port in {setting}"
+            )),
+            sqlx::Error::PoolTimedOut => {
+                Self::passing(format!("PostgreSQL at {address} let no connection become free in time"))
+            }
+            sqlx::Error::Database(refusal) => {
+                let message = refusal.message();
+                match refusal.code().as_deref().unwrap_or_default() {
+                    "28P01" => Self::passing(format!(
+                        "PostgreSQL at {address} refuses the password of user \"{user}\" for database \"{database}\": \
+                         correct it in {setting}; characters such as # / ? @ : % in it must be percent-encoded"
+                    )),
+                    code if code.starts_with("28") => Self::passing(format!(
+                        "PostgreSQL at {address} does not let user \"{user}\" into database \"{database}\": {message}; \
+                         correct the user in {setting}, or let it in (CREATE ROLE, LOGIN, pg_hba.conf)"
+                    )),
+                    "3D000" => Self::passing(format!(
+                        "PostgreSQL at {address} has no database \"{database}\": create it, or correct its name in {setting}"
+                    )),
+                    "55000" if message.contains("accepting connections") => Self::passing(format!(
+                        "PostgreSQL at {address} does not let user \"{user}\" into database \"{database}\": {message}; \
+                         ALTER DATABASE … ALLOW_CONNECTIONS true opens it"
+                    )),
+                    "42501" => Self::passing(format!(
+                        "user \"{user}\" may not do what is needed in database \"{database}\" at {address}: {message}; \
+                         grant it (CONNECT on the database, CREATE and USAGE on the schema), or use the owner"
+                    )),
+                    "53300" => Self::passing(format!(
+                        "too many connections to PostgreSQL at {address} (user \"{user}\", database \"{database}\"): \
+                         {message}; raise max_connections, lower DATABASE_MAX_CONNECTIONS, or use a pooler"
+                    )),
+                    "25006" => Self::read_only(place),
+                    code if code.starts_with("57P") => {
+                        Self::passing(format!("PostgreSQL at {address} is not ready: {message}"))
+                    }
+                    // locks, serialization, resources, and what a pooler says
+                    code if ["55P03", "40001", "40P01", "57014"].contains(&code)
+                        || code.starts_with("53")
+                        || code.starts_with("08") =>
+                    {
+                        Self::passing(format!(
+                            "PostgreSQL at {address} (user \"{user}\", database \"{database}\") refused for now: {message}"
+                        ))
+                    }
+                    code => Self::lasting(format!(
+                        "PostgreSQL at {address} (user \"{user}\", database \"{database}\") refused: {message} (SQLSTATE {code})"
+                    )),
+                }
+            }
+            other => Self::lasting(format!("database \"{database}\" at {address} cannot be used: {other}")),
+        }
+    }
+
+    /// Nothing can be written.
+    pub(super) fn read_only(Place { setting, address, database, .. }: &Place) -> Self {
+        Self::passing(format!(
+            "database \"{database}\" at {address} is read-only, so nothing can be stored: it is a standby, or \
+             default_transaction_read_only is on; {setting} must lead to the primary"
+        ))
+    }
+
+    /// No answer came in time.
+    pub(super) fn silence(place: &Place) -> Self {
+        let Place { setting, address, .. } = place;
+        Self::passing(format!(
+            "PostgreSQL at {address} does not answer: check host and port in {setting}, and what lies between"
+        ))
+    }
+}
+
+fn io_sentence(error: &std::io::Error, Place { setting, address, .. }: &Place) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => format!(
+            "nothing listens at {address}: start PostgreSQL there, or correct host and port in {setting}"
+        ),
+        ErrorKind::NotFound => {
+            format!("there is no PostgreSQL at {address}: start it, or correct the directory in {setting}")
+        }
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            format!("PostgreSQL at {address} cannot be reached ({error}): check host and port in {setting}")
+        }
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => format!(
+            "what listens at {address} ended the connection: PostgreSQL is stopping, or host and port in {setting} lead elsewhere"
+        ),
+        // the resolver's errors have no kind of their own
+        _ if error.to_string().contains("lookup address") => format!(
+            "the host of {address} cannot be found ({error}): correct it in {setting}; a password with # / ? @ in it must \
+             be percent-encoded"
+        ),
+        _ => format!("PostgreSQL at {address} cannot be reached: {error}; check host and port in {setting}"),
+    }
+}
+
+/// Where a database is, for people: never with the password.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Which setting leads there.
+    setting: &'static str,
+    address: String,
+    user: String,
+    database: String,
+}
+
+impl Place {
+    /// Where `options`, the value of `setting`, lead.
+    pub(super) fn of(options: &PgConnectOptions, setting: &'static str) -> Self {
+        let address = match options.get_socket() {
+            Some(directory) => format!("{}/.s.PGSQL.{}", directory.display(), options.get_port()),
+            None if options.get_host().starts_with('/') => {
+                format!("{}/.s.PGSQL.{}", options.get_host(), options.get_port())
+            }
+            None => format!("{}:{}", options.get_host(), options.get_port()),
+        };
+        let user = options.get_username().to_owned();
+        let database = options.get_database().unwrap_or(&user).to_owned();
+        Self { setting, address, user, database }
+    }
+}
+
+/// Whether the program can work with such a server and database.
+pub(super) fn judge_server(version: i32, encoding: &str, place: &Place) -> Result<(), Trouble> {
+    let Place { address, database, .. } = place;
+    if version < VERSION_MIN {
+        return Err(Trouble::lasting(format!(
+            "PostgreSQL at {address} is of version {}: version {} or newer is needed",
+            version / 10_000,
+            VERSION_MIN / 10_000
+        )));
+    }
+    if encoding != "UTF8" {
+        return Err(Trouble::lasting(format!(
+            "database \"{database}\" at {address} has the encoding {encoding}, in which not every answer of a receiver \
+             can be stored: create one with ENCODING 'UTF8' TEMPLATE template0"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place {
+        let options = PgConnectOptions::new_without_pgpass().host("db").port(5433).username("app");
+        Place::of(&options.password("s3cret").database("shop"), "DATABASE_URL")
+    }
+
+    #[test]
+    fn an_old_server_and_an_encoding_that_loses_text_are_refused_for_good() {
+        assert_eq!(judge_server(150_000, "UTF8", &place()), Ok(()));
+        for (version, encoding, said) in [
+            (140_018, "UTF8", "is of version 14: version 15 or newer is needed"),
+            (180_006, "LATIN1", "has the encoding LATIN1"),
+        ] {
+            let trouble = judge_server(version, encoding, &place()).unwrap_err();
+            assert!(trouble.to_string().contains(said), "{trouble}");
+            assert!(!trouble.passes());
+        }
+    }
+
+    #[test]
+    fn a_sentence_names_the_place_and_the_setting_and_never_the_password() {
+        let refused = sqlx::Error::Io(ErrorKind::ConnectionRefused.into());
+        let sentence = Trouble::of(&refused, &place()).to_string();
+        assert_eq!(
+            sentence,
+            "nothing listens at db:5433: start PostgreSQL there, or correct host and port in DATABASE_URL"
+        );
+        assert!(!format!("{:?}", place()).contains("s3cret"));
+    }
+}

@@ -1,0 +1,159 @@
+//! `/health/ready` fails while nothing can be stored, whatever the reason, and recovers by itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
+use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
+
+use crate::support::eventually;
+use crate::support::postgres::TestDatabase;
+use crate::support::process::{Process, command};
+use crate::support::receiver::TestReceiver;
+use crate::support::service::ApiClient;
+
+/// Waits until the readiness of a service is as it should be, and answers its text.
+async fn ready_is(api: &ApiClient, status: u16, said: &str) -> String {
+    eventually(&format!("ready is {status} with {said}"), async || {
+        let ready = api.get("/health/ready").await;
+        (ready.status == status && ready.text.contains(said)).then_some(ready.text)
+    })
+    .await
+}
+
+/// A server of a test's own, which it may spoil.
+fn own_server(directory: PathBuf) -> EmbeddedOptions {
+    // one that is not durable commits without waiting
+    EmbeddedOptions { directory, durable: true, binaries: None }
+}
+
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("webhook-processor-{name}-{}", std::process::id()))
+}
+
+async fn execute(server: &EmbeddedPostgres, sql: &str) {
+    let mut connection = server.connect_options().connect().await.unwrap();
+    for statement in sql.split(';') {
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+}
+
+async fn serve_on(server: &EmbeddedPostgres) -> Process {
+    let mut serve = command(&TestDatabase::new().await, &["serve"]);
+    serve.env("DATABASE_URL", server.connect_options().to_url_lossy().to_string());
+    Process::start(serve)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_fails_while_the_database_is_read_only() {
+    let database = TestDatabase::new().await;
+    let name = database.options.get_database().unwrap().to_owned();
+    let process = Process::start(command(&database, &["serve"]));
+    let api = process.api();
+    ready_is(&api, 200, "writes").await;
+
+    // connections that are open keep what they began with
+    let kick = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+    database.run(&format!("alter database {name} set default_transaction_read_only = on;{kick}")).await;
+    ready_is(&api, 503, "is read-only").await;
+
+    database.run(&format!("alter database {name} reset default_transaction_read_only;{kick}")).await;
+    ready_is(&api, 200, "are committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_fails_while_commits_stall_and_the_checks_do_not_use_up_connections() {
+    let options = own_server(scratch("stalled"));
+    let server = EmbeddedPostgres::start(&options).await.unwrap();
+    let process = serve_on(&server).await;
+    let api = process.api();
+    ready_is(&api, 200, "are committed").await;
+
+    execute(&server, "alter system set synchronous_standby_names = 'nobody';select pg_reload_conf()").await;
+    ready_is(&api, 503, "a small commit has had no answer").await;
+    for _ in 0..20 {
+        api.get("/health/ready").await;
+    }
+    let mut connection = server.connect_options().connect().await.unwrap();
+    let checks: i64 = sqlx::query_scalar(
+        "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and backend_xid is not null
+         and application_name = 'webhook-processor' and query ilike 'commit%'",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    assert!(checks <= 1, "{checks} checks hang at a time");
+    drop(connection);
+
+    execute(&server, "alter system reset synchronous_standby_names;select pg_reload_conf()").await;
+    ready_is(&api, 200, "are committed").await;
+    drop(process);
+    server.stop().await.unwrap();
+    let _ = std::fs::remove_dir_all(&options.directory);
+}
+
+/// A small file system of its own, gone with the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None`: this machine does not let us mount one.
+    fn mount(path: &Path, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size},mode=0777"), "tmpfs"])
+            .arg(path)
+            .output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_fails_while_the_disk_is_full() {
+    let mount = scratch("disk");
+    let Some(disk) = Disk::mount(&mount, "200m") else {
+        eprintln!("left out: no file system can be mounted here");
+        return;
+    };
+    let receiver = TestReceiver::start().await;
+    let server = EmbeddedPostgres::start(&own_server(disk.0.join("postgres"))).await.unwrap();
+    let process = serve_on(&server).await;
+    let api = process.api();
+    let config = api.register(&receiver.url, json!({})).await;
+    ready_is(&api, 200, "are committed").await;
+
+    // the log keeps its room: without it the server ends, which is another story
+    let ballast = disk.0.join("ballast");
+    let fill = std::fs::File::create(&ballast).unwrap();
+    eventually("the disk is full", async || {
+        let rest = Command::new("df").args(["--output=avail", "-B1"]).arg(&disk.0).output().unwrap();
+        let rest =
+            String::from_utf8(rest.stdout).unwrap().lines().nth(1).unwrap().trim().parse::<u64>().unwrap();
+        let taken = fill.metadata().unwrap().len();
+        std::os::unix::fs::FileExt::write_all_at(
+            &fill,
+            &vec![1; usize::try_from(rest.min(1 << 20)).unwrap()],
+            taken,
+        )
+        .ok();
+        (rest < 4096).then_some(())
+    })
+    .await;
+    ready_is(&api, 503, "No space left on device").await;
+
+    drop(fill);
+    std::fs::remove_file(&ballast).unwrap();
+    ready_is(&api, 200, "are committed").await;
+    let queue_id = api.credit(config).await;
+    api.delivery_in(&queue_id, "completed").await;
+    drop(process);
+    server.stop().await.unwrap();
+}
