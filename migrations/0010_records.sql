@@ -1,7 +1,8 @@
 -- Records: how long what is remembered lives, what is found where, and what is held.
 
 -- Retention. What guards a delivery lives exactly as long as the delivery can be found: an event's key and the failed probes
--- go with the archive of their delivery, the key of a replay goes with the archive of the delivery that it repeats. So
+-- go with the archive of their delivery, the key of a replay goes with the archive of the delivery that it repeats. An
+-- event that was replayed is the replay's from then on, for as long as that can be found. So
 -- nothing that can still be found, replayed or sent is accepted a second time, and nothing is forgotten by its age alone.
 CREATE TABLE webhook_retired_archives (
   archive text PRIMARY KEY,
@@ -68,9 +69,17 @@ BEGIN
       WITH batch AS MATERIALIZED (
         SELECT q.queue_id, q.config_id, q.event_type, q.event_id FROM %I q
         WHERE q.queue_id > $1 ORDER BY q.queue_id LIMIT $2
+      ), repeated AS MATERIALIZED (
+        SELECT b.queue_id, k.queue_id AS replay FROM batch b
+        JOIN webhook_event_keys k ON k.event_id = b.queue_id::text AND k.event_type = 'replay' AND k.config_id = b.config_id
+        WHERE EXISTS (SELECT FROM webhook_queue q WHERE q.queue_id = k.queue_id)
+      ), handed_on AS (
+        UPDATE webhook_event_keys k SET queue_id = r.replay FROM batch b JOIN repeated r ON r.queue_id = b.queue_id
+        WHERE k.event_id = b.event_id AND k.event_type = b.event_type AND k.config_id = b.config_id AND k.queue_id = b.queue_id
       ), events AS (
         DELETE FROM webhook_event_keys k USING batch b
         WHERE k.event_id = b.event_id AND k.event_type = b.event_type AND k.config_id = b.config_id AND k.queue_id = b.queue_id
+          AND NOT EXISTS (SELECT FROM repeated r WHERE r.queue_id = b.queue_id)
         RETURNING 1
       ), replays AS (
         DELETE FROM webhook_event_keys k USING batch b

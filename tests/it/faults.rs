@@ -254,6 +254,11 @@ async fn what_was_claimed_by_a_claim_whose_answer_was_lost_is_ready_again_soon_a
     let config = api.register(&receiver.url, json!({"max_retries": 0})).await;
     assert_eq!(config, 1);
 
+    // whose lock would hold up everything while their commit stalls
+    eventually("the archives", async || {
+        (database.scalar::<i64>("select count(*) from webhook_archives").await == 8).then_some(())
+    })
+    .await;
     // the claim takes them, and its commit waits for longer than the claim is waited for
     stall_commits(&connect, true).await;
     database

@@ -216,7 +216,18 @@ async fn a_delivery_is_replayed_once_for_as_long_as_it_can_be_found() {
     assert_eq!(retire(&repositories(&service.database), 89 * DAY).await.len(), 1);
     assert_eq!(replay().await.status, 404, "it can no longer be replayed");
     let keys: i64 = service.database.scalar("select count(*) from webhook_event_keys").await;
-    assert_eq!(keys, 0, "what guarded it went with it");
+    assert_eq!(keys, 1, "what guarded its replay went with it");
+    // its replay is still owed, so the event is not accepted beside it
+    let again = service.api.post("/webhooks", named(config_id, "credit-1")).await;
+    assert_eq!((again.status, &again.json()["queue_id"]), (200, &first.json()["queue_id"]), "{}", again.text);
+
+    // once that is past the retention, too, nothing is left
+    let replay = first.json()["queue_id"].as_str().unwrap().to_owned();
+    service.api.post(&format!("/webhooks/{replay}/cancel"), json!({})).await;
+    age_what_has_ended(&service.database, 91).await;
+    assert_eq!(retire(&repositories(&service.database), 89 * DAY).await.len(), 1);
+    let keys: i64 = service.database.scalar("select count(*) from webhook_event_keys").await;
+    assert_eq!(keys, 0);
     let anew = service.api.post("/webhooks", named(config_id, "credit-1")).await;
     assert_eq!(anew.status, 201, "{}", anew.text);
     service.stop().await;
