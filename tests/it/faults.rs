@@ -117,7 +117,7 @@ async fn process_with_requests_under_way(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_was_stopped_for_longer_than_the_time_limit_reads_the_answers_that_came_meanwhile() {
-    let (database, receiver) = (TestDatabase::new().await, TestReceiver::start().await);
+    let (database, receiver) = (TestDatabase::empty().await, TestReceiver::start().await);
     let settings = [("HTTP_TIMEOUT", "2s")];
     let (process, api) =
         process_with_requests_under_way(&database, &receiver, &settings, Duration::from_millis(300)).await;
@@ -131,7 +131,7 @@ async fn a_process_that_was_stopped_for_longer_than_the_time_limit_reads_the_ans
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_only_process_that_was_stopped_for_longer_than_its_leases_settles_what_it_knows() {
-    let (database, receiver) = (TestDatabase::new().await, TestReceiver::start().await);
+    let (database, receiver) = (TestDatabase::empty().await, TestReceiver::start().await);
     let settings =
         [("HTTP_TIMEOUT", "1s"), ("WORKER_LOCK_DURATION", "16s"), ("WORKER_POLL_INTERVAL", "50ms")];
     let (process, api) =
@@ -158,7 +158,7 @@ async fn administer(database: &TestDatabase, statements: &[String]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn outcomes_are_kept_while_access_to_the_database_is_withdrawn() {
-    let (database, receiver) = (TestDatabase::new().await, TestReceiver::start().await);
+    let (database, receiver) = (TestDatabase::empty().await, TestReceiver::start().await);
     let name = database.options.get_database().unwrap().to_owned();
     let role = format!("role_of_{name}");
     administer(&database, &[format!("create role {role} login superuser")]).await;
@@ -223,16 +223,24 @@ async fn outcomes_that_are_known_win_over_leases_that_end_while_commits_stall() 
         TestDatabase { options: connect.clone(), pool: PgPool::connect_lazy_with(connect.clone()) };
     let receiver = TestReceiver::start().await;
     let settings =
-        [("HTTP_TIMEOUT", "1s"), ("WORKER_LOCK_DURATION", "16s"), ("WORKER_POLL_INTERVAL", "500ms")];
-    let (first, api) =
-        process_with_requests_under_way(&database, &receiver, &settings, Duration::from_millis(900)).await;
-    let mut worker = command(&database, &["worker"]);
-    worker.envs(settings);
-    let second = Process::start(worker);
+        [("HTTP_TIMEOUT", "4s"), ("WORKER_LOCK_DURATION", "19s"), ("WORKER_POLL_INTERVAL", "500ms")];
+    let start = |role| {
+        let mut program = command(&database, &[role]);
+        program.envs(settings);
+        Process::start(program)
+    };
+    let (first, second) = (start("serve"), start("worker"));
+    let api = first.api();
+    let config = api.register(&receiver.url, json!({"retry_base_ms": 1, "retry_cap_ms": 1})).await;
+    // one after the other, so that the commit of the first outcomes stalls while the others come in
+    let answer_after = |n: usize| Duration::from_millis(1_500 + 20 * u64::try_from(n).unwrap());
+    receiver.reply_with((0..IN_FLIGHT).map(|n| Reply::status(200).after(answer_after(n))));
+    credits(&api, config, IN_FLIGHT).await;
+    arrived(&receiver, IN_FLIGHT).await;
 
     stall_commits(&connect, true).await;
     // longer than the leases
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    tokio::time::sleep(Duration::from_secs(24)).await;
     stall_commits(&connect, false).await;
 
     assert_each_was_sent_once(&api, &receiver, IN_FLIGHT).await;
