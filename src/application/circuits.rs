@@ -61,7 +61,7 @@ impl Circuits {
     /// An attempt has ended, and its outcome is written.
     pub async fn note(&self, endpoint: &Endpoint, attempt: &FinishedAttempt, probe: bool) {
         let done = if probe {
-            self.note_probe(endpoint.id, &attempt.outcome).await
+            self.note_probe(endpoint, &attempt.outcome).await
         } else if let Some(opening) = self.reason_to_open(endpoint, attempt) {
             self.open(endpoint.id, &opening).await
         } else {
@@ -69,6 +69,18 @@ impl Circuits {
         };
         if let Err(cause) = done {
             not_changed(endpoint.id, cause);
+        }
+    }
+
+    /// A delivery that was to be sent as a probe was not: the next one is due as soon as this one was.
+    pub async fn note_unsent_probe(&self, id: EndpointId) {
+        let probe = UnsuccessfulProbe {
+            error: "the probe was not sent in time".into(),
+            receiver_fails: false,
+            retry_after: Duration::ZERO,
+        };
+        if let Err(cause) = self.reopen(id, &probe).await {
+            not_changed(id, cause);
         }
     }
 
@@ -93,6 +105,13 @@ impl Circuits {
         opening
     }
 
+    /// The failures before a probe that succeeded are over.
+    fn begin_anew(&self, endpoint: &Endpoint) {
+        let window = AttemptWindow::recovered(Instant::now());
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.by_endpoint.insert(endpoint.id, (window, endpoint.settings.circuit));
+    }
+
     async fn open(&self, id: EndpointId, opening: &Opening) -> Result<(), StoreError> {
         let counted_for = opening.counted_since.elapsed();
         if let Some(probe_in) = self.store.open(id, &opening.reason, counted_for).await? {
@@ -109,10 +128,11 @@ impl Circuits {
         Ok(())
     }
 
-    async fn note_probe(&self, id: EndpointId, outcome: &AttemptOutcome) -> Result<(), StoreError> {
-        let sign = outcome.sign();
+    async fn note_probe(&self, endpoint: &Endpoint, outcome: &AttemptOutcome) -> Result<(), StoreError> {
+        let (id, sign) = (endpoint.id, outcome.sign());
         if sign == Some(ReceiverSign::Well) {
             probed("success");
+            self.begin_anew(endpoint);
             if self.store.close(id).await? {
                 info!(config_id = id.get(), "circuit closed: the probe succeeded");
                 changed("closed");
@@ -132,7 +152,11 @@ impl Circuits {
             receiver_fails: sign != Some(ReceiverSign::RefusesEvent),
             retry_after: retry_after.min(RETRY_AFTER_MAX),
         };
-        if let Some(probe_in) = self.store.reopen(id, &probe).await? {
+        self.reopen(id, &probe).await
+    }
+
+    async fn reopen(&self, id: EndpointId, probe: &UnsuccessfulProbe) -> Result<(), StoreError> {
+        if let Some(probe_in) = self.store.reopen(id, probe).await? {
             let probe_in_ms = millis(probe_in);
             warn!(
                 config_id = id.get(),

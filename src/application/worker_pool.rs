@@ -136,7 +136,7 @@ impl WorkerPool {
         let mut more_waits = false;
         let mut backoff = Duration::ZERO;
         loop {
-            let free = tokio::select! {
+            let mut free = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 free = self.slots.take(self.settings.claim_max(), more_waits) => free,
@@ -145,18 +145,17 @@ impl WorkerPool {
             let woken = self.wakeup.woken();
             let mut woken = pin!(woken);
             woken.as_mut().enable();
-            match self.claim(&free, cursor, &mut floors).await {
+            match self.claim(&mut free, cursor, &mut floors).await {
                 Ok(deliveries) => {
                     backoff = Duration::ZERO;
                     more_waits = deliveries.len() == free.len();
                     cursor = deliveries.last().map_or(cursor, |(last, _)| Some(last.config_id));
                     let pacemakers = pacemakers(deliveries.iter().map(|(delivery, _)| delivery));
-                    for ((delivery, share), mut slot) in deliveries.into_iter().zip(free) {
+                    for ((delivery, share), slot) in deliveries.into_iter().zip(free) {
                         if delivery.abandoned_for.is_some() {
                             self.record_loss_soon(delivery);
                             continue;
                         }
-                        slot.hold(delivery.queue_id);
                         let is_pacemaker = pacemakers.contains(&delivery.queue_id);
                         tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot, share));
                     }
@@ -187,13 +186,13 @@ impl WorkerPool {
 
     async fn claim(
         &self,
-        slots: &[Slot],
+        slots: &mut [Slot],
         after: Option<EndpointId>,
         floors: &mut KnownFloors,
     ) -> Result<Vec<(LeasedDelivery, Share)>, StoreError> {
         let mut claimed = Vec::new();
         loop {
-            let free = &slots[claimed.len()..];
+            let free = &mut slots[claimed.len()..];
             let claim = Claim {
                 worker_ids: free.iter().map(|slot| slot.worker().clone()).collect(),
                 lease: self.settings.lease,
@@ -218,6 +217,9 @@ impl WorkerPool {
             };
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_leases_taken_total").increment(deliveries.len() as u64);
+            for (slot, delivery) in free.iter_mut().zip(&deliveries) {
+                slot.hold(delivery.queue_id);
+            }
             let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
             claimed.extend(self.shares.take(&claim.rooms, deliveries));
             if !again {
@@ -311,7 +313,9 @@ impl WorkerPool {
             match self.queue.claim(&claim).await {
                 Ok(lost) => {
                     let more_may_wait = !lost.is_empty() && !stop.is_cancelled();
-                    lost.into_iter().for_each(|delivery| self.record_loss_soon(delivery));
+                    for delivery in lost {
+                        self.record_loss_soon(delivery);
+                    }
                     if more_may_wait {
                         continue;
                     }

@@ -214,6 +214,7 @@ pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> any
     say(rows)
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Args)]
 pub struct ReplayArgs {
     /// Deliveries to send again.

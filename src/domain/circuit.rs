@@ -267,6 +267,11 @@ impl AttemptWindow {
         }
     }
 
+    /// An empty one of a receiver that has just shown that it is up again.
+    pub fn recovered(now: Instant) -> Self {
+        Self { up_at: Some(now), ..Self::new(now) }
+    }
+
     /// Counts an attempt that ended `now`. Answers why the circuit should open, if it should: with enough attempts, because
     /// too many of them failed; with few, because the last ones all did.
     pub fn count(
@@ -424,9 +429,7 @@ mod tests {
         let fifth = CountedAttempt { started: now, number: 4, sign: ReceiverSign::Failing };
         assert!(AttemptWindow::new(now).count(now, fifth, &policy).is_some());
 
-        let mut busy = AttemptWindow::new(now);
-        count(&mut busy, now, false, &policy);
-        assert_eq!(busy.count(now, fifth, &policy), None);
+        assert_eq!(AttemptWindow::recovered(now).count(now, fifth, &policy), None);
     }
 
     #[test]
@@ -436,7 +439,7 @@ mod tests {
             policy(&CircuitParts { failures_in_row: Some(Some(2)), ..CircuitParts::default() }),
         );
         let mut window = AttemptWindow::new(now);
-        let earlier = now - Duration::from_secs(9);
+        let (earlier, now) = (now, now + Duration::from_secs(9));
         assert_eq!(window.count(now, first(earlier, ReceiverSign::Failing), &policy), None);
         let opening = window.count(now, first(now, ReceiverSign::Failing), &policy).unwrap();
         assert_eq!(opening.counted_since, earlier);

@@ -554,7 +554,6 @@ async fn impossible_rows_are_refused() {
             "terminal deliveries, and no others, have an end",
             delivery(&[("status", "'completed'"), not_ready, attempted]),
         ),
-        ("an abandoned lease is kept whole", delivery(&[("abandoned_by", "'w'")])),
         ("a circuit opens after 1 to 10,000 failures in a row", config("circuit_failures_in_row = 0")),
         ("a processing delivery, and no other, is under a lease", delivery(&[("status", "'processing'")])),
         (
