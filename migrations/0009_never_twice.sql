@@ -56,7 +56,7 @@ CREATE TRIGGER webhook_configs_circuit AFTER UPDATE OF circuit_state ON webhook_
 -- in each one after, for ten seconds. NULL: as many as its limits allow.
 CREATE FUNCTION webhook_ramp_rate(p_state text, p_changed_at timestamptz) RETURNS int
 LANGUAGE sql STABLE
-RETURN CASE WHEN p_state = 'closed' AND p_changed_at > now() - interval '10 seconds'
+RETURN CASE WHEN p_state = 'closed' AND p_changed_at > now() - interval '10 seconds' AND p_changed_at < now() + interval '1 second'
             THEN (10 * 2 ^ floor(greatest(extract(epoch FROM now() - p_changed_at), 0)))::int END;
 COMMENT ON FUNCTION webhook_ramp_rate IS 'The rate to which an endpoint is limited while it recovers.';
 
@@ -186,7 +186,9 @@ BEGIN
                       ] AS latest,
                  interval '1 second' / max(chosen.rate_limit) AS apart
           FROM chosen GROUP BY chosen.config_id) AS c
-    WHERE s.config_id = c.config_id
+    -- not those that had a limit once: claims would wait for each other there
+    WHERE s.config_id = c.config_id AND EXISTS (
+      SELECT FROM webhook_configs w WHERE w.id = s.config_id AND (c.rate_limit IS NOT NULL OR w.max_in_flight IS NOT NULL))
     RETURNING s.config_id, s.next_start_at - c.chosen * c.apart AS first_start_at, c.apart
   )
   SELECT array_agg((extract(epoch FROM noted.first_start_at - now() + chosen.before * noted.apart) * 1000000)::bigint ORDER BY chosen.n)
@@ -457,8 +459,9 @@ BEGIN
       -- so that whoever sends the event again learns that it is not delivered
       noted AS (
         UPDATE webhook_event_keys k SET cancelled_at = now() FROM cancelled c
-        WHERE k.event_id = coalesce(c.replay_of::text, c.event_id) AND k.config_id = c.config_id
-          AND k.event_type = CASE WHEN c.replay_of IS NULL THEN c.event_type ELSE 'replay' END AND k.queue_id = c.queue_id)
+        WHERE k.config_id = c.config_id AND k.queue_id = c.queue_id
+          -- its own key, that of the replay that it is, or both
+          AND (k.event_id, k.event_type) IN ((c.event_id, c.event_type), (c.replay_of::text, 'replay')))
       INSERT INTO webhook_queue (%2$s, retry_count, %3$s, status, status_reason, ready_since, completed_at, updated_at, settled_in)
       SELECT %2$s, c.retry_count, %3$s, 'cancelled', p_reason, NULL, now(), now(), pg_current_xact_id()::text::bigint
       FROM cancelled c
@@ -563,7 +566,7 @@ AS $$
 BEGIN
   -- an endpoint that has changed since is found before anything is cancelled
   PERFORM FROM webhook_configs c
-  WHERE c.id = p_config_id AND c.updated_at = p_config_revision AND c.deleted_at IS NULL FOR SHARE;
+  WHERE c.id = p_config_id AND c.updated_at = p_config_revision AND c.deleted_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
     RETURN QUERY SELECT p_queue_id, NULL::uuid, NULL::timestamptz, false;
     RETURN;
@@ -576,6 +579,11 @@ BEGIN
     ARRAY[p_queue_id], ARRAY[p_event_type], ARRAY[p_event_id], ARRAY[true], ARRAY[p_config_id], ARRAY[p_config_revision],
     ARRAY[p_url], ARRAY[p_params], ARRAY[p_priority], ARRAY[p_max_retries], ARRAY[p_scheduled_at], ARRAY[p_correlation_id],
     ARRAY[p_traceparent], ARRAY[p_replay_of], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[]) AS e ON true;
+  IF NOT EXISTS (SELECT FROM webhook_event_keys k
+                 WHERE k.event_id = p_replay_of::text AND k.event_type = 'replay' AND k.config_id = p_config_id) THEN
+    -- it has changed in this very moment: nothing is done
+    RAISE EXCEPTION 'the endpoint has changed' USING ERRCODE = 'serialization_failure';
+  END IF;
 END $$;
 COMMENT ON FUNCTION webhook_reroute IS 'Cancels a delivery that waits, and stores another in its place, to another URL.';
 
@@ -592,6 +600,11 @@ SET enable_mergejoin = off
 SET jit = off
 SET lock_timeout = '10s'
 AS $$
+  -- if one was a probe, the next probe is due: a claim has given both the same end
+  UPDATE webhook_configs c SET circuit_probe_at = now()
+  FROM unnest(p_queue_ids, p_worker_ids) AS r (queue_id, worker_id)
+  JOIN webhook_queue_open q ON q.queue_id = r.queue_id AND q.worker_id = r.worker_id AND q.status = 'processing'
+  WHERE c.id = q.config_id AND c.circuit_state = 'half_open' AND c.circuit_probe_at = q.lock_expires_at;
   UPDATE webhook_queue_open q
   SET status = CASE WHEN q.abandoned_at IS NULL THEN 'pending' ELSE 'processing' END,
       worker_id = q.abandoned_by, locked_at = q.abandoned_at,

@@ -70,11 +70,11 @@ BEGIN
         SELECT q.queue_id, q.config_id, q.event_type, q.event_id FROM %I q
         WHERE q.queue_id > $1 ORDER BY q.queue_id LIMIT $2
       ), repeated AS MATERIALIZED (
-        SELECT b.queue_id, k.queue_id AS replay FROM batch b
+        SELECT b.queue_id, k.queue_id AS replay, k.cancelled_at FROM batch b
         JOIN webhook_event_keys k ON k.event_id = b.queue_id::text AND k.event_type = 'replay' AND k.config_id = b.config_id
         WHERE EXISTS (SELECT FROM webhook_queue q WHERE q.queue_id = k.queue_id)
       ), handed_on AS (
-        UPDATE webhook_event_keys k SET queue_id = r.replay FROM batch b JOIN repeated r ON r.queue_id = b.queue_id
+        UPDATE webhook_event_keys k SET queue_id = r.replay, cancelled_at = r.cancelled_at FROM batch b JOIN repeated r ON r.queue_id = b.queue_id
         WHERE k.event_id = b.event_id AND k.event_type = b.event_type AND k.config_id = b.config_id AND k.queue_id = b.queue_id
       ), events AS (
         DELETE FROM webhook_event_keys k USING batch b

@@ -16,6 +16,9 @@ use crate::domain::delivery::{AttemptTimes, FinishedAttempt};
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::retry::RETRY_AFTER_MAX;
 
+/// How often, and how soon, the store is told again of a probe that ended while it was away.
+const PROBE_TRIES: usize = 30;
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
 /// How many windows are kept before those are looked for that are over.
 const WINDOWS_MIN: usize = 1_024;
 
@@ -61,7 +64,16 @@ impl Circuits {
     /// An attempt has ended, and its outcome is written.
     pub async fn note(&self, endpoint: &Endpoint, attempt: &FinishedAttempt, probe: bool) {
         let done = if probe {
-            self.note_probe(endpoint, &attempt.outcome).await
+            // until the store knows of it, nothing else is sent to this endpoint
+            let mut done = self.note_probe(endpoint, &attempt.outcome).await;
+            for _ in 0..PROBE_TRIES {
+                if !done.as_ref().is_err_and(StoreError::passes) {
+                    break;
+                }
+                tokio::time::sleep(PROBE_AGAIN).await;
+                done = self.note_probe(endpoint, &attempt.outcome).await;
+            }
+            done
         } else if let Some(opening) = self.reason_to_open(endpoint, attempt) {
             self.open(endpoint.id, &opening).await
         } else {
@@ -149,7 +161,7 @@ impl Circuits {
         };
         let probe = UnsuccessfulProbe {
             error: outcome.error().unwrap_or_default(),
-            receiver_fails: sign != Some(ReceiverSign::RefusesEvent),
+            receiver_fails: sign == Some(ReceiverSign::Failing),
             retry_after: retry_after.min(RETRY_AFTER_MAX),
         };
         self.reopen(id, &probe).await

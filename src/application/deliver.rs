@@ -33,10 +33,10 @@ const LINGER_MAX: Duration = Duration::from_millis(5);
 const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// The longest delay between tries to write an outcome that the store refuses, for a reason that nobody foresaw.
-const REFUSED_BACKOFF_MAX: Duration = Duration::from_secs(30);
+const REFUSED_BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// The latest after its claim that an attempt may begin: a lease outlives an attempt by 15 s or more.
-const START_MAX: Duration = Duration::from_secs(8);
+/// How much longer than the latest attempt a lease lasts: the time to write its outcome.
+const SETTLE_TIME: Duration = Duration::from_secs(7);
 
 /// Makes attempts.
 pub struct Deliver {
@@ -47,6 +47,8 @@ pub struct Deliver {
     circuits: Circuits,
     shares: Arc<Shares>,
     wakeup: Arc<Wakeup>,
+    /// The latest after its claim that an attempt may begin.
+    start_max: Duration,
 }
 
 /// An attempt that is to be written.
@@ -57,7 +59,8 @@ struct Outcome {
 }
 
 impl Deliver {
-    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `shares`.
+    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `shares` and outlive an attempt by
+    /// `lease_margin`.
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
@@ -65,12 +68,14 @@ impl Deliver {
         sender: Arc<dyn Sender>,
         wakeup: Arc<Wakeup>,
         shares: Arc<Shares>,
+        lease_margin: Duration,
     ) -> Self {
         let enough = shares.leases_max() / LINGER_PART;
         let linger = Linger { turns: LINGER_TURNS, enough, time_max: LINGER_MAX };
         let settle = Settle { queue: queue.clone(), wakeup: wakeup.clone() };
         let outcomes = Batcher::start_lingering(settle, BATCH_MAX, BUFFER_KIB_MAX, linger);
-        Self { directory, queue, sender, outcomes, circuits, shares, wakeup }
+        let start_max = lease_margin.saturating_sub(SETTLE_TIME);
+        Self { directory, queue, sender, outcomes, circuits, shares, wakeup, start_max }
     }
 
     /// Makes one attempt and returns once its outcome is written, or the lease is lost.
@@ -84,13 +89,18 @@ impl Deliver {
                 return;
             }
             Err(cause) => {
+                let passes = cause.passes();
                 let cause = anyhow::Error::new(cause);
                 error!(%queue_id, config_id = config_id.get(), error = format!("{cause:#}"),
                     "a delivery is not attempted, because its config cannot be read; it is tried again");
-                return self.give_back(&delivery).await;
+                if passes {
+                    self.give_back(&delivery).await;
+                }
+                // else its lease keeps it from being claimed again at once
+                return;
             }
         };
-        if delivery.abandoned_for.is_none() && delivery.claimed_at.elapsed() > START_MAX {
+        if delivery.abandoned_for.is_none() && delivery.claimed_at.elapsed() > self.start_max {
             warn!(%queue_id, config_id = config_id.get(), "a delivery is not attempted yet: its lease may end too soon");
             return self.give_back(&delivery).await;
         }
@@ -221,7 +231,7 @@ impl Deliver {
         loop {
             match self.directory.at(delivery.config_id, delivery.config_revision).await {
                 Err(StoreError::Unavailable(_) | StoreError::InDoubt(_))
-                    if delivery.claimed_at.elapsed() < START_MAX =>
+                    if delivery.claimed_at.elapsed() < self.start_max =>
                 {
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(STORE_BACKOFF.1);

@@ -1,10 +1,11 @@
 //! Slots that are kept for deliveries while these are stored: a delivery that has one is stored under a lease, and is
 //! attempted as soon as it is committed, without a claim.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::ports::{DeliveryQueue, UnusedLease};
@@ -85,36 +86,63 @@ pub async fn release_unconfirmed(
     }
 }
 
-/// Gives back what was claimed by `workers`, who have other names by now, although the store did not say so in time; what
-/// slots hold by those names is in use. Looks as long as [`release_unconfirmed`], since the store may be slow to do what it
-/// was asked.
-pub async fn release_orphans(
-    queue: Arc<dyn DeliveryQueue>,
-    slots: Arc<Slots>,
-    wakeup: Arc<Wakeup>,
-    workers: Vec<WorkerId>,
-    lease: Duration,
-) {
-    let begun = Instant::now();
-    let mut pause = LOOK_AGAIN.0;
-    while begun.elapsed() + pause < lease {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LOOK_AGAIN.1);
-        match queue.release_orphans(&workers, &slots.held()).await {
-            Ok(0) => {}
-            Ok(deliveries) => {
-                warn!(
-                    deliveries,
-                    "deliveries were claimed although the database did not answer in time; they are made ready"
-                );
-                wakeup.announce();
-            }
-            Err(error) => {
-                debug!(
-                    error = format!("{:#}", error.cause()),
-                    "cannot look for deliveries that may have been claimed"
-                );
+/// Names that workers had when the store did not answer a claim in time. What is under a lease by such a name, and in no
+/// slot, is nobody's.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    /// The names, and until when something may turn up under them: the store may be slow to do what it was asked.
+    names: Mutex<Vec<(WorkerId, Instant)>>,
+    added: Notify,
+}
+
+impl Orphans {
+    /// The workers have other names from now on; leases by these end after `lease`.
+    pub fn add(&self, names: Vec<WorkerId>, lease: Duration) {
+        let until = Instant::now() + lease;
+        self.names().extend(names.into_iter().map(|name| (name, until)));
+        self.added.notify_one();
+    }
+
+    /// Gives back what is found, one look at a time, for ever.
+    pub async fn release(&self, queue: &dyn DeliveryQueue, slots: &Slots, wakeup: &Wakeup) {
+        loop {
+            self.added.notified().await;
+            let mut pause = LOOK_AGAIN.0;
+            while !self.names().is_empty() {
+                let added = tokio::select! {
+                    () = self.added.notified() => true,
+                    () = tokio::time::sleep(pause) => false,
+                };
+                if added {
+                    pause = LOOK_AGAIN.0;
+                    continue;
+                }
+                pause = (pause * 2).min(LOOK_AGAIN.1);
+                let names: Vec<WorkerId> = self.names().iter().map(|(name, _)| name.clone()).collect();
+                match queue.release_orphans(&names, &slots.held()).await {
+                    Ok(0) => {}
+                    Ok(deliveries) => {
+                        warn!(
+                            deliveries,
+                            "deliveries were claimed although the database did not answer in time; they are made ready"
+                        );
+                        wakeup.announce();
+                    }
+                    Err(error) => {
+                        debug!(
+                            error = format!("{:#}", error.cause()),
+                            "cannot look for deliveries that may have been claimed"
+                        );
+                    }
+                }
+                let now = Instant::now();
+                self.names().retain(|(_, until)| *until > now);
             }
         }
+    }
+
+    fn names(&self) -> MutexGuard<'_, Vec<(WorkerId, Instant)>> {
+        // nothing panics while it is held
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

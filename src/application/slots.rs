@@ -1,6 +1,6 @@
 //! The leases that the workers of a process may hold: each worker has a number of slots, one a lease.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ struct State {
     workers: Vec<WorkerId>,
     /// The free slots: the number of the worker of each.
     free: Vec<usize>,
-    /// The deliveries that slots in use are for.
-    held: HashSet<QueueId>,
+    /// The deliveries that slots in use are for, and how many of each: one that has just ended may be claimed again already.
+    held: HashMap<QueueId, usize>,
 }
 
 /// A worker's right to hold one more lease. It is free again once this is dropped.
@@ -48,7 +48,7 @@ impl Slots {
         // round about, so that workers share the work
         let free: Vec<usize> = (0..workers.len()).cycle().take(workers.len() * each).collect();
         let total = free.len();
-        let state = State { workers: workers.to_vec(), free, held: HashSet::new() };
+        let state = State { workers: workers.to_vec(), free, held: HashMap::new() };
         Arc::new(Self { state: Mutex::new(state), permits: Arc::new(Semaphore::new(total)), total })
     }
 
@@ -98,7 +98,7 @@ impl Slots {
 
     /// The deliveries that slots in use are for.
     pub fn held(&self) -> Vec<QueueId> {
-        self.state().held.iter().copied().collect()
+        self.state().held.keys().copied().collect()
     }
 
     fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
@@ -118,7 +118,7 @@ impl Slot {
     /// Notes what it is used for.
     pub fn hold(&mut self, delivery: QueueId) {
         self.delivery = Some(delivery);
-        self.slots.state().held.insert(delivery);
+        *self.slots.state().held.entry(delivery).or_default() += 1;
     }
 
     /// Whose it is.
@@ -132,7 +132,11 @@ impl Drop for Slot {
         let mut state = self.slots.state();
         state.free.push(self.number);
         if let Some(delivery) = self.delivery {
-            state.held.remove(&delivery);
+            let count = state.held.get_mut(&delivery).expect("a slot that holds it has counted it");
+            *count -= 1;
+            if *count == 0 {
+                state.held.remove(&delivery);
+            }
         }
     }
 }
@@ -171,7 +175,11 @@ mod tests {
 
         assert!(workers().contains(held.worker()));
         assert_eq!(slots.held(), [delivery]);
+        let mut again = slots.try_take().unwrap();
+        again.hold(delivery);
         drop(held);
+        assert_eq!(slots.held(), [delivery], "another slot holds it still");
+        drop(again);
         assert_eq!(slots.held(), []);
         let taken = slots.take(3, false).await;
         assert!(taken.iter().all(|slot| renamed.contains(slot.worker())));

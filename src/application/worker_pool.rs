@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::deliver::Deliver;
 use super::floors::KnownFloors;
 use super::ports::{Claim, DeliveryQueue, StoreError};
-use super::reservations::release_orphans;
+use super::reservations::Orphans;
 use super::shares::{Rooms, Share, Shares};
 use super::slots::{Slot, Slots};
 use super::wakeup::Wakeup;
@@ -34,6 +34,8 @@ const AFTER_PANIC: Duration = Duration::from_secs(1);
 /// How long a loss is kept back before it is recorded: the worker that was thought lost may know the outcome after all, and
 /// could not write it while the store stood still. Settles are tried again within two seconds.
 const LOSS_GRACE: Duration = Duration::from_secs(3);
+/// The same where the loss ends the delivery: what is known later could not be written any more.
+const LAST_LOSS_GRACE: Duration = Duration::from_secs(10);
 /// The longest wait after the store failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -88,6 +90,7 @@ pub struct WorkerPool {
     names: WorkerNames,
     /// Losses that are kept back.
     losses: TaskTracker,
+    orphans: Orphans,
     stop: CancellationToken,
     pub(super) slots: Arc<Slots>,
     pub(super) shares: Arc<Shares>,
@@ -105,7 +108,8 @@ impl WorkerPool {
     ) -> Self {
         let slots = Slots::new(&names.of(settings.count), settings.batch_size);
         let (losses, stop) = (TaskTracker::new(), CancellationToken::new());
-        Self { queue, deliver, wakeup, settings, names, losses, stop, slots, shares }
+        let orphans = Orphans::default();
+        Self { queue, deliver, wakeup, settings, names, losses, orphans, stop, slots, shares }
     }
 
     /// For how long a lease is taken.
@@ -120,6 +124,7 @@ impl WorkerPool {
             again_after_panics(&stop, || self.clone().claim_and_attempt(stop.clone())),
             again_after_panics(&stop, || self.clone().promote_what_is_due(stop.clone())),
             again_after_panics(&stop, || self.clone().record_held_losses(stop.clone())),
+            again_after_panics(&stop, || self.clone().release_orphans(stop.clone())),
         );
         self.stop.cancel();
         self.slots.close().await;
@@ -218,7 +223,10 @@ impl WorkerPool {
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_leases_taken_total").increment(deliveries.len() as u64);
             for (slot, delivery) in free.iter_mut().zip(&deliveries) {
-                slot.hold(delivery.queue_id);
+                // one that was taken over is not attempted
+                if delivery.abandoned_for.is_none() {
+                    slot.hold(delivery.queue_id);
+                }
             }
             let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
             claimed.extend(self.shares.take(&claim.rooms, deliveries));
@@ -254,19 +262,26 @@ impl WorkerPool {
     /// A claim may have taken leases although its answer never came. What is under the workers' names, and in no slot, is such
     /// a lease, once they have other names.
     fn disown_claims(&self) {
-        let orphaned = self.slots.rename(self.names.of(self.settings.count));
-        let (queue, slots, wakeup) = (self.queue.clone(), self.slots.clone(), self.wakeup.clone());
-        tokio::spawn(release_orphans(queue, slots, wakeup, orphaned, self.settings.lease));
+        let disowned = self.slots.rename(self.names.of(self.settings.count));
+        self.orphans.add(disowned, self.settings.lease);
+    }
+
+    async fn release_orphans(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.orphans.release(&*self.queue, &self.slots, &self.wakeup) => {}
+        }
     }
 
     /// Records that the outcome of an attempt is unknown, unless it becomes known within a while. No slot is held meanwhile:
     /// there are never more of these than leases of workers that were lost.
     fn record_loss_soon(self: &Arc<Self>, delivery: LeasedDelivery) {
         let workers = self.clone();
+        let grace = if delivery.attempt < delivery.max_retries { LOSS_GRACE } else { LAST_LOSS_GRACE };
         self.losses.spawn(async move {
             tokio::select! {
                 () = workers.stop.cancelled() => {}
-                () = sleep(LOSS_GRACE) => {}
+                () = sleep(grace) => {}
             }
             workers.deliver.attempt(delivery).await;
         });

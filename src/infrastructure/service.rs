@@ -263,6 +263,7 @@ fn worker_pool(
         Arc::new(sender),
         wakeup.clone(),
         shares.clone(),
+        settings.workers.lease.saturating_sub(settings.http_timeout),
     );
     Ok(WorkerPool::new(store, deliver, wakeup.clone(), shares, settings.workers.clone(), worker_names()))
 }

@@ -97,6 +97,36 @@ async fn an_answer_counts_although_its_body_does_not_end_in_time() {
     service.stop().await;
 }
 
+#[tokio::test]
+async fn a_body_that_comes_drop_by_drop_does_not_make_an_attempt_last_for_ever() {
+    let service = TestService::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+                while stream.write_all(b"1\r\n.\r\n").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(15)).await;
+                }
+            });
+        }
+    });
+    let config = service.api.register(&url, json!({"timeout_ms": 200})).await;
+
+    let queue_id = service.api.credit(config).await;
+    let delivery = service.api.delivery_in(&queue_id, "completed").await;
+
+    let attempt = &delivery["attempts"][0];
+    assert_eq!(
+        (&attempt["http_status"], attempt["response_body"].as_str().unwrap().len() < 4096),
+        (&json!(200), true)
+    );
+    service.stop().await;
+}
+
 /// A process of its own, with a short time limit, and `IN_FLIGHT` requests under way that are answered after `answer_after`.
 async fn process_with_requests_under_way(
     database: &TestDatabase,

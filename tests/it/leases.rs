@@ -566,3 +566,37 @@ async fn a_claim_that_waits_for_a_lock_gives_up_by_itself_and_leaves_nothing_beh
     assert_eq!(api.api.get(&format!("/webhooks/{queue_id}")).await.json()["status"], "pending");
     api.stop().await;
 }
+
+#[tokio::test]
+async fn of_a_known_outcome_and_a_loss_in_one_batch_the_known_one_is_written() {
+    let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    end_leases(&api).await;
+    let second = queue.claim(&claim(2, 10)).await.unwrap();
+
+    let settled = queue.settle(&[&lost(&second[0]), &delivered(&first[0])]).await.unwrap();
+
+    assert_eq!(settled, [Settled::LeaseLost, Settled::Written]);
+    let delivery = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
+    assert_eq!(
+        (&delivery["status"], &delivery["attempts"][0]["http_status"]),
+        (&json!("completed"), &json!(200))
+    );
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_that_is_given_back_is_made_up_for_at_once() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    api.database
+        .execute("update webhook_configs set circuit_state = 'open', circuit_reason = 'x', circuit_probe_at = now() - interval '1 s'")
+        .await;
+    let probe = queue.claim(&claim(1, 10)).await.unwrap();
+    assert!(probe[0].probe);
+
+    assert_eq!(queue.release_orphans(&[WorkerId::new("test", 1, 1, 1)], &[]).await.unwrap(), 1);
+
+    let again = queue.claim(&claim(2, 10)).await.unwrap();
+    assert!(again.len() == 1 && again[0].probe);
+    api.stop().await;
+}

@@ -224,6 +224,11 @@ async fn a_delivery_is_replayed_once_for_as_long_as_it_can_be_found() {
     // once that is past the retention, too, nothing is left
     let replay = first.json()["queue_id"].as_str().unwrap().to_owned();
     service.api.post(&format!("/webhooks/{replay}/cancel"), json!({})).await;
+    assert_eq!(
+        service.api.post("/webhooks", named(config_id, "credit-1")).await.status,
+        409,
+        "it was cancelled"
+    );
     age_what_has_ended(&service.database, 91).await;
     assert_eq!(retire(&repositories(&service.database), 89 * DAY).await.len(), 1);
     let keys: i64 = service.database.scalar("select count(*) from webhook_event_keys").await;

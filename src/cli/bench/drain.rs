@@ -238,7 +238,9 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let directory = Arc::new(EndpointDirectory::start(queue.clone()));
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
     let shares = Shares::new(rig.settings.workers.leases_max(), wakeup.clone());
-    let deliver = Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), shares.clone());
+    let margin = rig.settings.workers.lease.saturating_sub(rig.settings.http_timeout);
+    let deliver =
+        Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), shares.clone(), margin);
     let names = WorkerNames { host: "bench".into(), pid: 0 };
     let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, shares, rig.settings.workers.clone(), names));
     let begun = Instant::now();

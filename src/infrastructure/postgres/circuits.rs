@@ -27,7 +27,9 @@ impl CircuitStore for Database {
                 circuit_failed_probes = 0, circuit_probe_at = now() + circuit_cooldown_ms * interval '1 millisecond'
             where id = $1 and circuit_state = 'closed' and deleted_at is null
               -- what was counted before it closed, perhaps by another process, is over
-              and coalesce(circuit_changed_at, '-infinity') <= now() - $3 * interval '1 microsecond'
+              and (circuit_changed_at is null or circuit_changed_at <= now() - $3 * interval '1 microsecond'
+                   -- nor does a clock that was ahead keep it closed
+                   or circuit_changed_at > now() + interval '1 second')
             returning circuit_cooldown_ms::bigint * 1000 as "probe_in_us!""#,
             id.get(),
             reason,

@@ -1,6 +1,6 @@
 //! The queue's hot path. The statements are functions of the schema, which pins their plans; see the migrations.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -136,7 +136,7 @@ impl DeliveryQueue for Database {
             result => result?,
         };
         let settled = attempts.iter().map(|attempt| {
-            if written.contains(&attempt.queue_id.get()) { Settled::Written } else { Settled::LeaseLost }
+            if written.contains(&written_key(attempt)) { Settled::Written } else { Settled::LeaseLost }
         });
         Ok(settled.collect())
     }
@@ -189,10 +189,7 @@ impl DeliveryQueue for Database {
 }
 
 impl Database {
-    async fn settle_once(
-        &self,
-        attempts: &[&FinishedAttempt],
-    ) -> Result<std::collections::HashSet<Uuid>, StoreError> {
+    async fn settle_once(&self, attempts: &[&FinishedAttempt]) -> Result<Written, StoreError> {
         within!(self.engine, ENGINE_LIMIT, |connection| settle_all(&mut connection, attempts))
     }
 
@@ -298,18 +295,17 @@ enum Ending {
 }
 
 /// Writes attempts in one transaction; answers the deliveries whose lease still held.
-async fn settle_all(
-    connection: &mut PgConnection,
-    attempts: &[&FinishedAttempt],
-) -> sqlx::Result<std::collections::HashSet<Uuid>> {
-    let mut groups: BTreeMap<(u8, Ending), Vec<&FinishedAttempt>> = BTreeMap::new();
+async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]) -> sqlx::Result<Written> {
+    // an outcome that is known goes before a loss of the same attempt
+    let mut groups: BTreeMap<(u8, bool, Ending), Vec<&FinishedAttempt>> = BTreeMap::new();
     for &attempt in attempts {
         let ending = match attempt.verdict {
             Verdict::RetryIn(_) => Ending::Retry,
             Verdict::Completed | Verdict::DeadLetter(_) => Ending::Terminal,
             Verdict::WaitsOn => Ending::WaitsOn,
         };
-        groups.entry((attempt.number, ending)).or_default().push(attempt);
+        let lost = attempt.times.duration().is_none();
+        groups.entry((attempt.number, lost, ending)).or_default().push(attempt);
     }
     let gone: Vec<&FinishedAttempt> = attempts
         .iter()
@@ -319,16 +315,16 @@ async fn settle_all(
 
     // most batches are one statement, which is a transaction by itself
     if groups.len() == 1 && gone.is_empty() {
-        let ((number, ending), group) = groups.pop_first().expect("there is one");
+        let ((number, _, ending), group) = groups.pop_first().expect("there is one");
         return settle_group(connection, number, ending, group).await;
     }
     let mut transaction = connection.begin().await?;
-    let mut written = std::collections::HashSet::new();
-    for ((number, ending), group) in groups {
+    let mut written = Written::new();
+    for ((number, _, ending), group) in groups {
         written.extend(settle_group(&mut transaction, number, ending, group).await?);
     }
     // an attempt that lost its lease has no say any more
-    let gone = gone.into_iter().filter(|attempt| written.contains(&attempt.queue_id.get()));
+    let gone = gone.into_iter().filter(|attempt| written.contains(&written_key(attempt)));
     let (gone, urls): (Vec<i64>, Vec<&str>) =
         gone.map(|attempt| (attempt.config_id.get(), attempt.webhook_url.as_str())).unzip();
     if !gone.is_empty() {
@@ -359,7 +355,7 @@ async fn settle_group(
     number: u8,
     ending: Ending,
     mut attempts: Vec<&FinishedAttempt>,
-) -> sqlx::Result<std::collections::HashSet<Uuid>> {
+) -> sqlx::Result<Written> {
     macro_rules! column {
         (|$attempt:ident| $value:expr) => {
             attempts.iter().map(|$attempt| $value).collect::<Vec<_>>()
@@ -409,5 +405,17 @@ async fn settle_group(
                 Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn => None,
             })),
     };
-    Ok(query.fetch_all(connection).await?.into_iter().collect())
+    let written: HashSet<Uuid> = query.fetch_all(connection).await?.into_iter().collect();
+    Ok(attempts
+        .into_iter()
+        .filter(|attempt| written.contains(&attempt.queue_id.get()))
+        .map(written_key)
+        .collect())
+}
+
+/// The leases whose attempts were written: a delivery may have two in one batch, a known outcome and a loss.
+type Written = HashSet<(Uuid, DateTime<Utc>)>;
+
+fn written_key(attempt: &FinishedAttempt) -> (Uuid, DateTime<Utc>) {
+    (attempt.queue_id.get(), attempt.lease.locked_at)
 }

@@ -28,7 +28,7 @@ const SAY_EVERY: Duration = Duration::from_secs(30);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// A migration may take long, but must not hold everyone up while it waits for a table that someone else uses.
 const BEGIN: &str = "begin; set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; \
-                     set local lock_timeout = '10s'";
+                     set local lock_timeout = '1s'";
 
 /// Where a database is, and how a direct connection leads there.
 #[derive(Debug, Clone)]

@@ -97,7 +97,7 @@ impl HttpSender {
         &self,
         delivery: &LeasedDelivery,
         endpoint: &Endpoint,
-        limit: TimeLimit,
+        limit: &TimeLimit,
     ) -> Result<Answer, NoAnswer> {
         let url: Uri = delivery
             .webhook_url
@@ -133,7 +133,7 @@ impl HttpSender {
     }
 
     /// Reads no more than is kept; answers what came, and why it is not all. Text that PostgreSQL cannot store is replaced.
-    async fn start_of_body(&self, mut incoming: Incoming, limit: TimeLimit) -> (String, Option<String>) {
+    async fn start_of_body(&self, mut incoming: Incoming, limit: &TimeLimit) -> (String, Option<String>) {
         let (mut body, mut broken_off) = (Vec::new(), None);
         while body.len() < self.settings.response_bytes_max {
             match limit.of(incoming.frame()).await {
@@ -185,7 +185,7 @@ impl Sender for HttpSender {
     async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> AttemptOutcome {
         let limit = TimeLimit::new(endpoint.settings.timeout.min(self.settings.timeout));
         let shortened = |error: String| error.chars().take(ERROR_CHARS_MAX).collect();
-        match self.get(delivery, endpoint, limit).await {
+        match self.get(delivery, endpoint, &limit).await {
             Ok(answer) => AttemptOutcome::Answered(answer),
             Err(NoAnswer::NotSent(error)) => AttemptOutcome::NotSent { error: shortened(error) },
             Err(NoAnswer::Failed(error)) => AttemptOutcome::Unanswered { error: shortened(error) },

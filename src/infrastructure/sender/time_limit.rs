@@ -1,8 +1,9 @@
 //! How long an attempt may take, where a pause of this process must not be mistaken for a slow receiver.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// How late a timer may fire before it is a sign of a pause: the process was stopped, or the machine was busy.
 const LATE: Duration = Duration::from_millis(10);
@@ -11,17 +12,19 @@ const GRACE_AFTER_PAUSE: Duration = Duration::from_secs(1);
 /// Without a pause that shows: the pause may have ended in the very moment in which the timer was due.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// A time by which something has to happen.
-#[derive(Debug, Clone, Copy)]
+/// A time by which all of an attempt has to happen.
+#[derive(Debug)]
 pub struct TimeLimit {
     length: Duration,
     deadline: Instant,
+    /// Once the deadline was found passed: the very last moment, for all that is left to do together.
+    last_moment: OnceLock<Instant>,
 }
 
 impl TimeLimit {
     /// Begins now.
     pub fn new(length: Duration) -> Self {
-        Self { length, deadline: Instant::now() + length }
+        Self { length, deadline: Instant::now() + length, last_moment: OnceLock::new() }
     }
 
     /// What comes of `work` by then. A timer that is due says nothing about an answer that has arrived, and waits to be read
@@ -31,9 +34,11 @@ impl TimeLimit {
         if let Ok(done) = timeout_at(self.deadline, work.as_mut()).await {
             return Some(done);
         }
-        let late = Instant::now().saturating_duration_since(self.deadline);
-        let grace = if late > LATE { GRACE_AFTER_PAUSE } else { GRACE };
-        timeout(grace, work).await.ok()
+        let last_moment = *self.last_moment.get_or_init(|| {
+            let now = Instant::now();
+            now + if now - self.deadline > LATE { GRACE_AFTER_PAUSE } else { GRACE }
+        });
+        timeout_at(last_moment, work).await.ok()
     }
 
     /// Its length in milliseconds.
@@ -57,6 +62,17 @@ mod tests {
         std::thread::sleep(Duration::from_millis(200));
         assert_eq!(limit.of(answer).await.unwrap(), Ok("200"));
         handed_on.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_grace_is_one_for_all_that_is_left_to_do() {
+        let limit = TimeLimit::new(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(100));
+        let begun = Instant::now();
+        while limit.of(tokio::time::sleep(Duration::from_millis(5))).await.is_some() {
+            assert!(begun.elapsed() < GRACE_AFTER_PAUSE * 30, "it never ends");
+        }
+        assert!(begun.elapsed() >= GRACE_AFTER_PAUSE);
     }
 
     #[tokio::test]
