@@ -60,7 +60,7 @@ RETURN CASE WHEN p_state = 'closed' AND p_changed_at > now() - interval '10 seco
             THEN (10 * 2 ^ floor(greatest(extract(epoch FROM now() - p_changed_at), 0)))::int END;
 COMMENT ON FUNCTION webhook_ramp_rate IS 'The rate to which an endpoint is limited while it recovers.';
 
--- The delivery to probe an open circuit with: the one that has waited longest of those that were never refused, if there is
+-- The delivery to probe an open circuit with: the one that has waited longest of those that have used up no attempt, if there is
 -- one near the front. A delivery that its receiver never takes must not keep the circuit open.
 CREATE FUNCTION webhook_fresh_probe(p_config_id bigint, p_priority int) RETURNS uuid
 LANGUAGE sql STABLE

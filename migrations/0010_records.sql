@@ -98,6 +98,8 @@ BEGIN
       RETURN QUERY SELECT retired.archive, keys_forgotten, false;
       RETURN;
     END IF;
+    -- outages that ended before that day are past the retention, too
+    DELETE FROM webhook_circuit_openings o WHERE o.closed_at < to_date(right(retired.archive, 8), 'YYYYMMDD')::timestamptz;
     EXECUTE format('DROP TABLE %I', retired.archive);
   END IF;
   UPDATE webhook_retired_archives r SET dropped_at = now() WHERE r.archive = retired.archive;

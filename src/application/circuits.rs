@@ -84,18 +84,6 @@ impl Circuits {
         }
     }
 
-    /// A delivery that was to be sent as a probe was not: the next one is due as soon as this one was.
-    pub async fn note_unsent_probe(&self, id: EndpointId) {
-        let probe = UnsuccessfulProbe {
-            error: "the probe was not sent in time".into(),
-            receiver_fails: false,
-            retry_after: Duration::ZERO,
-        };
-        if let Err(cause) = self.reopen(id, &probe).await {
-            not_changed(id, cause);
-        }
-    }
-
     fn reason_to_open(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Option<Opening> {
         let (sign, started) = match (attempt.outcome.sign(), attempt.times) {
             (Some(sign), AttemptTimes::Measured { started, .. }) => (sign, started),

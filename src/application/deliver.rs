@@ -181,12 +181,7 @@ impl Deliver {
             locked_at: Some(delivery.lease.locked_at),
         };
         match self.queue.release(&[unused]).await {
-            Ok(_) => {
-                if delivery.probe {
-                    self.circuits.note_unsent_probe(delivery.config_id).await;
-                }
-                self.wakeup.announce();
-            }
+            Ok(_) => self.wakeup.announce(),
             Err(cause) => {
                 let cause = anyhow::Error::new(cause);
                 warn!(queue_id = %delivery.queue_id, error = format!("{cause:#}"),

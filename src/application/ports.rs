@@ -322,7 +322,7 @@ pub struct HeldCircuit {
 pub struct UnsuccessfulProbe {
     /// How it failed, in words.
     pub error: String,
-    /// Whether the next one is due later than this one was; not where the receiver is up, and refused the event.
+    /// Whether the receiver is failing: then the next probe comes after twice the time. If not, after the first cool-down.
     pub receiver_fails: bool,
     /// How long the receiver asks to be left alone.
     pub retry_after: Duration,

@@ -236,7 +236,7 @@ impl WorkerPool {
         }
     }
 
-    /// One attempt. A panic in it is told here and healed by the lease.
+    /// One attempt. A panic in it is logged here; its outcome is unknown when the lease ends.
     pub(super) async fn attempt(
         self: Arc<Self>,
         delivery: LeasedDelivery,
@@ -252,7 +252,7 @@ impl WorkerPool {
             }
         }
         if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
-            error!(%queue_id, "an attempt panicked; it is repeated when the lease ends");
+            error!(%queue_id, "an attempt panicked; its outcome is unknown when the lease ends");
         }
         // the slot first: whoever the share wakes finds it free
         drop(slot);

@@ -12,7 +12,7 @@ pub const OUTCOME_UNKNOWN: &str = "lease expired, outcome unknown";
 pub enum AttemptOutcome {
     /// The receiver answered.
     Answered(Answer),
-    /// It did not: refused, unreachable, too slow, forbidden.
+    /// No answer came: the connection was refused, the receiver unreachable or too slow.
     Unanswered {
         /// Why, in words; without the query of the URL.
         error: String,

@@ -1,4 +1,4 @@
-//! Circuits: an endpoint that keeps failing is left alone, but for a probe now and then, until one succeeds.
+//! Circuits: an endpoint that keeps failing is left alone, except for a probe now and then, until one succeeds.
 
 use std::fmt;
 use std::str::FromStr;

@@ -146,7 +146,15 @@ async fn no_index_mentions_what_a_claim_changes() {
     .unwrap();
     assert_eq!(indexed.len(), 3);
     for definition in indexed {
-        for column in ["status", "worker_id", "locked_at", "lock_expires_at", "updated_at"] {
+        for column in [
+            "status",
+            "worker_id",
+            "locked_at",
+            "lock_expires_at",
+            "abandoned_by",
+            "abandoned_at",
+            "updated_at",
+        ] {
             assert!(!definition.contains(column), "{definition}");
         }
     }

@@ -136,7 +136,8 @@ pub async fn change(
 
 /// Probe a config's open circuit now.
 ///
-/// The delivery that has waited longest is sent. If that fails, no attempt is used up.
+/// Sends the delivery that has waited longest, preferably one that has used up no attempt. If the receiver is still failing,
+/// no attempt is used up.
 #[utoipa::path(post, path = "/api/webhooks/{id}/probe", operation_id = "probe_config", tag = TAG,
     params(("id" = i64, Path, minimum = 1)), responses(
     (status = 200, description = "The probe is due now", body = ConfigView),

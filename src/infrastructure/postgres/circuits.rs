@@ -55,7 +55,7 @@ impl CircuitStore for Database {
               select id, failed_probes,
                      greatest(least(circuit_cooldown_ms * 2.0 ^ least(failed_probes, 30), circuit_cooldown_cap_ms),
                               $4::double precision) as cooldown_ms
-              -- a receiver that is up, and refuses single events, is asked again as soon
+              -- a receiver that is up is asked again after the first cool-down
               from (select *, case when $3 then circuit_failed_probes + 1 else 0 end as failed_probes
                     from webhook_configs where id = $1) as config
             ) as next

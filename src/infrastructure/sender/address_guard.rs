@@ -9,27 +9,11 @@ use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::net::NetError;
 use hyper_util::client::legacy::connect::dns::Name;
 use tower::Service;
 
 use super::errors::UnresolvedName;
 use crate::domain::address::{AddressPolicy, ForbiddenAddress};
-
-/// Whether a name could not be looked up because no name server answers, which is no fault of the receiver's.
-pub fn is_resolver_fault(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(current) = cause {
-        if let Some(net) = current.downcast_ref::<NetError>() {
-            return matches!(
-                net,
-                NetError::Busy | NetError::NoConnections | NetError::Io(_) | NetError::Timeout
-            );
-        }
-        cause = current.source();
-    }
-    false
-}
 
 /// Resolves names by the system's DNS servers and hosts file, without blocking a thread.
 #[derive(Clone)]

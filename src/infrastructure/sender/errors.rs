@@ -15,12 +15,14 @@ use crate::domain::address::ForbiddenAddress;
 pub struct UnresolvedName {
     name: String,
     reason: String,
+    /// Whether no name server answers: that says nothing about the name.
+    is_ours: bool,
 }
 
 impl UnresolvedName {
     /// The name servers, or the hosts file, know no address of it.
     pub fn without_address(name: &str) -> Self {
-        Self { name: name.to_owned(), reason: "it has no address".to_owned() }
+        Self { name: name.to_owned(), reason: "it has no address".to_owned(), is_ours: false }
     }
 
     /// The look-up failed.
@@ -36,8 +38,25 @@ impl UnresolvedName {
             NetError::Dns(DnsError::ResponseCode(code)) => format!("the name server answered {code}"),
             other => format!("the look-up failed ({other})"),
         };
-        Self { name: name.to_owned(), reason }
+        let is_ours =
+            matches!(error, NetError::Busy | NetError::NoConnections | NetError::Io(_) | NetError::Timeout);
+        Self { name: name.to_owned(), reason, is_ours }
     }
+}
+
+/// Whether nothing was sent for a reason that is ours, not the receiver's: an address that no setting allows, or no name
+/// server that answers.
+pub fn is_own_fault(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(this) = cause {
+        if this.is::<ForbiddenAddress>()
+            || this.downcast_ref::<UnresolvedName>().is_some_and(|name| name.is_ours)
+        {
+            return true;
+        }
+        cause = this.source();
+    }
+    false
 }
 
 /// What happened, for the audit.
@@ -97,6 +116,15 @@ fn describe_tls(error: &rustls::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_no_name_server_answers_is_our_own_fault_and_that_a_name_is_unknown_is_not() {
+        for error in [NetError::Timeout, NetError::NoConnections] {
+            assert!(is_own_fault(&UnresolvedName::new("partner.example", &error)), "{error}");
+        }
+        assert!(!is_own_fault(&UnresolvedName::without_address("partner.example")));
+        assert!(is_own_fault(&ForbiddenAddress("10.0.0.1".parse().unwrap())));
+    }
 
     #[test]
     fn a_certificate_that_is_refused_is_told_in_words_with_the_remedy() {

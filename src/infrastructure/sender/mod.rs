@@ -22,7 +22,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tracing::error;
 
-use self::address_guard::{GuardedResolver, is_resolver_fault};
+use self::address_guard::GuardedResolver;
+use self::errors::{describe, is_own_fault};
 use self::time_limit::TimeLimit;
 use crate::application::ports::Sender;
 use crate::domain::address::{AddressPolicy, ForbiddenAddress};
@@ -227,17 +228,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
     let at = httpdate::parse_http_date(text).ok()?;
     Some(at.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-/// Why no answer came, in words for the audit. The URL is left out: the audit has it.
-fn describe(error: &hyper_util::client::legacy::Error) -> String {
-    errors::describe(error)
-}
-
-/// Whether nothing was sent for a reason that is ours, not the receiver's.
-fn is_own_fault(error: &hyper_util::client::legacy::Error) -> bool {
-    let cause = innermost(error);
-    cause.is::<ForbiddenAddress>() || is_resolver_fault(error)
 }
 
 /// The last cause, which says what happened; those above say where. An address that was refused is always told.
