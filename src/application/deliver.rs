@@ -49,6 +49,16 @@ pub struct Deliver {
     wakeup: Arc<Wakeup>,
     /// The latest after its claim that an attempt may begin.
     start_max: Duration,
+    lease: Duration,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct AttemptLimits {
+    /// A lease.
+    pub lease: Duration,
+    /// An attempt.
+    pub attempt_max: Duration,
 }
 
 /// An attempt that is to be written.
@@ -59,8 +69,7 @@ struct Outcome {
 }
 
 impl Deliver {
-    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `shares` and outlive an attempt by
-    /// `lease_margin`.
+    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `shares`.
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
@@ -68,14 +77,15 @@ impl Deliver {
         sender: Arc<dyn Sender>,
         wakeup: Arc<Wakeup>,
         shares: Arc<Shares>,
-        lease_margin: Duration,
+        limits: AttemptLimits,
     ) -> Self {
         let enough = shares.leases_max() / LINGER_PART;
         let linger = Linger { turns: LINGER_TURNS, enough, time_max: LINGER_MAX };
         let settle = Settle { queue: queue.clone(), wakeup: wakeup.clone() };
         let outcomes = Batcher::start_lingering(settle, BATCH_MAX, BUFFER_KIB_MAX, linger);
-        let start_max = lease_margin.saturating_sub(SETTLE_TIME);
-        Self { directory, queue, sender, outcomes, circuits, shares, wakeup, start_max }
+        let start_max = limits.lease.saturating_sub(limits.attempt_max + SETTLE_TIME);
+        let lease = limits.lease;
+        Self { directory, queue, sender, outcomes, circuits, shares, wakeup, start_max, lease }
     }
 
     /// Makes one attempt and returns once its outcome is written, or the lease is lost.
@@ -104,7 +114,7 @@ impl Deliver {
             warn!(%queue_id, config_id = config_id.get(), "a delivery is not attempted yet: its lease may end too soon");
             return self.give_back(&delivery).await;
         }
-        let probe = delivery.probe;
+        let (probe, claimed_at) = (delivery.probe, delivery.claimed_at);
         let finished = self.send_and_judge(delivery, &endpoint).await;
         report(&finished);
         if let AttemptOutcome::NotSent { error } = &finished.outcome {
@@ -112,8 +122,13 @@ impl Deliver {
             self.circuits.hold(config_id, error).await;
         }
         let outcome = Arc::new(Outcome { attempt: finished, in_doubt: false });
-        // an outcome that does not count says nothing about the receiver either
-        if self.write(outcome.clone()).await {
+        // before it is written: once it is, the delivery may be attempted again, which an open circuit must prevent. But if
+        // the lease may be over, the outcome may not count, and then says nothing about the receiver either
+        let lease_holds = claimed_at.elapsed() < self.lease;
+        if lease_holds {
+            self.circuits.note(&endpoint, &outcome.attempt, probe).await;
+        }
+        if self.write(outcome.clone()).await && !lease_holds {
             self.circuits.note(&endpoint, &outcome.attempt, probe).await;
         }
     }

@@ -18,7 +18,7 @@ use super::postgres::{Database, Listening, announce_ready, listen_for_ready};
 use super::sender::{HttpSender, SenderSettings};
 use super::settings::Settings;
 use crate::application::circuits::Circuits;
-use crate::application::deliver::Deliver;
+use crate::application::deliver::{AttemptLimits, Deliver};
 use crate::application::directory::EndpointDirectory;
 use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
@@ -263,7 +263,7 @@ fn worker_pool(
         Arc::new(sender),
         wakeup.clone(),
         shares.clone(),
-        settings.workers.lease.saturating_sub(settings.http_timeout),
+        AttemptLimits { lease: settings.workers.lease, attempt_max: settings.http_timeout },
     );
     Ok(WorkerPool::new(store, deliver, wakeup.clone(), shares, settings.workers.clone(), worker_names()))
 }

@@ -13,7 +13,7 @@ use super::BenchArgs;
 use super::figures::{Figure, Samples, Unit, float};
 use super::rig::{Rig, Store, new_delivery, per_second};
 use crate::application::circuits::Circuits;
-use crate::application::deliver::Deliver;
+use crate::application::deliver::{AttemptLimits, Deliver};
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{Claim, DeliveryQueue as _, Sender};
 use crate::application::shares::{Rooms, Shares};
@@ -238,9 +238,9 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let directory = Arc::new(EndpointDirectory::start(queue.clone()));
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
     let shares = Shares::new(rig.settings.workers.leases_max(), wakeup.clone());
-    let margin = rig.settings.workers.lease.saturating_sub(rig.settings.http_timeout);
+    let limits = AttemptLimits { lease: rig.settings.workers.lease, attempt_max: rig.settings.http_timeout };
     let deliver =
-        Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), shares.clone(), margin);
+        Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), shares.clone(), limits);
     let names = WorkerNames { host: "bench".into(), pid: 0 };
     let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, shares, rig.settings.workers.clone(), names));
     let begun = Instant::now();
