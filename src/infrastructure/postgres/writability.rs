@@ -63,24 +63,27 @@ impl Writability {
             return Ok(());
         }
         let mut checks = self.checks.lock().await;
-        let mut check = match (checks.under_way.take(), &checks.last) {
-            (Some(check), _) => check,
-            (None, Some((at, outcome))) if at.elapsed() < HOLDS => return outcome.clone(),
-            (None, _) => self.begin(),
-        };
+        let Checks { under_way, last } = &mut *checks;
+        if let (None, Some((at, outcome))) = (&under_way, &last)
+            && at.elapsed() < HOLDS
+        {
+            return outcome.clone();
+        }
+        // it stays where it is while it is waited for: whoever asks may leave, and the check goes on
+        let check = under_way.get_or_insert_with(|| self.begin());
         let rest = COMMIT_LIMIT.saturating_sub(check.begun.elapsed());
         if let Ok(outcome) = timeout(rest, &mut check.outcome).await {
             let outcome = outcome.unwrap_or_else(|_| Err("the check was broken off".to_owned()));
-            checks.last = Some((Instant::now(), outcome.clone()));
+            *under_way = None;
+            *last = Some((Instant::now(), outcome.clone()));
             return outcome;
         }
         let waited = check.begun.elapsed();
-        if waited < GIVE_UP_AFTER {
-            checks.under_way = Some(check);
-        } else {
+        if waited >= GIVE_UP_AFTER {
             // its connection is closed, and what still waits at the other end is ended there
             check.outcome.abort();
             tokio::spawn(end_session(self.access.clone(), check.session.load(Ordering::Relaxed)));
+            *under_way = None;
         }
         Err(format!(
             "a small commit has had no answer for {} s: the disk stalls, or a synchronous replica is away",
