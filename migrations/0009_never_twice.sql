@@ -61,7 +61,8 @@ RETURN CASE WHEN p_state = 'closed' AND p_changed_at > now() - interval '10 seco
 COMMENT ON FUNCTION webhook_ramp_rate IS 'The rate to which an endpoint is limited while it recovers.';
 
 -- The delivery to probe an open circuit with: the one that has waited longest of those that have used up no attempt, if there is
--- one near the front. A delivery that its receiver never takes must not keep the circuit open.
+-- one near the front, and rather one for a URL that the endpoint still has. A delivery that its receiver never takes must not
+-- keep the circuit open, nor one that goes elsewhere.
 CREATE FUNCTION webhook_fresh_probe(p_config_id bigint, p_priority int) RETURNS uuid
 LANGUAGE sql STABLE
 SET enable_sort = off
@@ -69,10 +70,14 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 RETURN (SELECT front.queue_id
-        FROM (SELECT q.queue_id, q.retry_count FROM webhook_queue_open q
+        FROM (SELECT q.queue_id, q.retry_count, q.ready_since, substring(q.webhook_url from '^[^?#]*') AS address
+              FROM webhook_queue_open q
               WHERE q.ready_since IS NOT NULL AND q.priority = p_priority AND q.config_id = p_config_id AND q.status = 'pending'
               ORDER BY q.ready_since LIMIT 500) AS front
+        JOIN webhook_configs c ON c.id = p_config_id
         WHERE front.retry_count = 0
+        ORDER BY front.address NOT IN (substring(c.postback_url from '^[^?#]*'), substring(c.chargeback_url from '^[^?#]*')),
+                 front.ready_since
         LIMIT 1);
 COMMENT ON FUNCTION webhook_fresh_probe IS 'The delivery that an open circuit is best probed with.';
 

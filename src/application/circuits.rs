@@ -14,6 +14,7 @@ use crate::domain::attempt::{Answer, AttemptOutcome, ReceiverSign};
 use crate::domain::circuit::{AttemptWindow, CircuitPolicy, CountedAttempt, Opening};
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt};
 use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::millis;
 use crate::domain::retry::RETRY_AFTER_MAX;
 
 /// How often, and how soon, the store is told again of a probe that ended while it was away.
@@ -61,17 +62,17 @@ impl Circuits {
         }
     }
 
-    /// An attempt has ended, and its outcome is written.
+    /// An attempt has ended, and its outcome counts.
     pub async fn note(&self, endpoint: &Endpoint, attempt: &FinishedAttempt, probe: bool) {
         let done = if probe {
             // until the store knows of it, nothing else is sent to this endpoint
-            let mut done = self.note_probe(endpoint, &attempt.outcome).await;
+            let mut done = self.note_probe(endpoint, attempt).await;
             for _ in 0..PROBE_TRIES {
                 if !done.as_ref().is_err_and(StoreError::passes) {
                     break;
                 }
                 tokio::time::sleep(PROBE_AGAIN).await;
-                done = self.note_probe(endpoint, &attempt.outcome).await;
+                done = self.note_probe(endpoint, attempt).await;
             }
             done
         } else if let Some(opening) = self.reason_to_open(endpoint, attempt) {
@@ -85,7 +86,7 @@ impl Circuits {
     }
 
     fn reason_to_open(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Option<Opening> {
-        let (sign, started) = match (attempt.outcome.sign(), attempt.times) {
+        let (sign, started) = match (sign_of(endpoint, attempt), attempt.times) {
             (Some(sign), AttemptTimes::Measured { started, .. }) => (sign, started),
             // that a worker was lost says nothing about the receiver
             (None, _) | (_, AttemptTimes::Lost { .. }) => return None,
@@ -128,8 +129,8 @@ impl Circuits {
         Ok(())
     }
 
-    async fn note_probe(&self, endpoint: &Endpoint, outcome: &AttemptOutcome) -> Result<(), StoreError> {
-        let (id, sign) = (endpoint.id, outcome.sign());
+    async fn note_probe(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Result<(), StoreError> {
+        let (id, sign, outcome) = (endpoint.id, sign_of(endpoint, attempt), &attempt.outcome);
         if sign == Some(ReceiverSign::Well) {
             probed("success");
             self.begin_anew(endpoint);
@@ -148,7 +149,9 @@ impl Circuits {
             }
         };
         let probe = UnsuccessfulProbe {
-            error: outcome.error().unwrap_or_default(),
+            error: outcome
+                .error()
+                .unwrap_or_else(|| "it went to a URL that the config had before".to_owned()),
             receiver_fails: sign == Some(ReceiverSign::Failing),
             retry_after: retry_after.min(RETRY_AFTER_MAX),
         };
@@ -188,6 +191,12 @@ impl Windows {
     }
 }
 
+/// What an attempt says about the receiver that the endpoint has now; `None` if nothing. One at a URL that it had before says
+/// nothing.
+fn sign_of(endpoint: &Endpoint, attempt: &FinishedAttempt) -> Option<ReceiverSign> {
+    if endpoint.is_at(&attempt.webhook_url) { attempt.outcome.sign() } else { None }
+}
+
 fn not_changed(id: EndpointId, cause: StoreError) {
     let cause = anyhow::Error::new(cause);
     warn!(
@@ -203,8 +212,4 @@ fn changed(to: &'static str) {
 
 fn probed(outcome: &'static str) {
     metrics::counter!("webhook_probes_total", "outcome" => outcome).increment(1);
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

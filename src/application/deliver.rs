@@ -16,6 +16,7 @@ use super::wakeup::Wakeup;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery};
 use crate::domain::endpoint::Endpoint;
+use crate::domain::millis;
 use crate::domain::retry::{DeadLetterReason, Verdict};
 
 /// The most outcomes that one transaction writes.
@@ -61,6 +62,15 @@ pub struct AttemptLimits {
     pub attempt_max: Duration,
 }
 
+/// When the lease of a delivery is over for the worker that had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseEnd {
+    /// It was used up, given back, or lost.
+    Now,
+    /// Once its time is over: how the attempt ended could not be written.
+    ByItself,
+}
+
 /// An attempt that is to be written.
 struct Outcome {
     attempt: FinishedAttempt,
@@ -90,13 +100,13 @@ impl Deliver {
 
     /// Makes one attempt and returns once its outcome is written, or the lease is lost.
     /// A delivery whose last attempt was lost with its worker is not sent: the loss is what is written.
-    pub async fn attempt(&self, delivery: LeasedDelivery) {
+    pub async fn attempt(&self, delivery: LeasedDelivery) -> LeaseEnd {
         let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
         let endpoint = match self.endpoint_of(&delivery).await {
             Ok(Some(endpoint)) => endpoint,
             Ok(None) => {
                 error!(%queue_id, config_id = config_id.get(), "the config of a delivery is missing");
-                return;
+                return LeaseEnd::ByItself;
             }
             Err(cause) => {
                 let passes = cause.passes();
@@ -104,10 +114,10 @@ impl Deliver {
                 error!(%queue_id, config_id = config_id.get(), error = format!("{cause:#}"),
                     "a delivery is not attempted, because its config cannot be read; it is tried again");
                 if passes {
-                    self.give_back(&delivery).await;
+                    return self.give_back(&delivery).await;
                 }
-                // else its lease keeps it from being claimed again at once
-                return;
+                // its lease keeps it from being claimed again at once
+                return LeaseEnd::ByItself;
             }
         };
         if delivery.abandoned_for.is_none() && delivery.claimed_at.elapsed() > self.start_max {
@@ -123,19 +133,22 @@ impl Deliver {
         }
         let outcome = Arc::new(Outcome { attempt: finished, in_doubt: false });
         // before it is written: once it is, the delivery may be attempted again, which an open circuit must prevent. But if
-        // the lease may be over, the outcome may not count, and then says nothing about the receiver either
-        let lease_holds = claimed_at.elapsed() < self.lease;
-        if lease_holds {
+        // the lease may be over, the outcome may not count, and then says nothing about the receiver either; and while a probe
+        // is under way nothing else is attempted, so its outcome need not wait for the circuit to be told
+        let counts_at_once = !probe && claimed_at.elapsed() < self.lease;
+        if counts_at_once {
             self.circuits.note(&endpoint, &outcome.attempt, probe).await;
         }
-        if self.write(outcome.clone()).await && !lease_holds {
+        let Some(settled) = self.write(outcome.clone()).await else { return LeaseEnd::ByItself };
+        if settled == Settled::Written && !counts_at_once {
             self.circuits.note(&endpoint, &outcome.attempt, probe).await;
         }
+        LeaseEnd::Now
     }
 
     /// Writes an outcome, however long the store is away or refuses: what is known must not be forgotten, or the receiver
-    /// would be called again. Answers whether it is written.
-    async fn write(&self, mut outcome: Arc<Outcome>) -> bool {
+    /// would be called again. Answers what came of it, and `None` if it could not be written.
+    async fn write(&self, mut outcome: Arc<Outcome>) -> Option<Settled> {
         let FinishedAttempt { queue_id, config_id, number: attempt, .. } = outcome.attempt;
         let (mut backoff, mut bare) = (STORE_BACKOFF.0, false);
         loop {
@@ -146,23 +159,28 @@ impl Deliver {
                 self.outcomes.process_unhurried(outcome.clone(), bytes).await
             };
             let cause = match settled {
-                Ok(Settled::Written) => return true,
+                Ok(Settled::Written) => return Some(Settled::Written),
                 Ok(Settled::LeaseLost) => {
                     metrics::counter!("webhook_leases_lost_total").increment(1);
                     warn!(%queue_id, config_id = config_id.get(), attempt, "the lease was lost before the outcome could be written");
-                    return false;
+                    return Some(Settled::LeaseLost);
                 }
                 Err(BatchError::Full | BatchError::Stopped) => {
                     warn!(%queue_id, config_id = config_id.get(), attempt, "stopped before the outcome of an attempt was written");
-                    return false;
+                    return None;
                 }
                 Err(BatchError::Store(cause)) => cause,
             };
-            let in_doubt = outcome.in_doubt || matches!(cause, StoreError::InDoubt(_));
-            let mut attempt_to_write = outcome.attempt.clone();
             match cause {
                 // the writer has said so for the whole batch
-                StoreError::Unavailable(_) | StoreError::InDoubt(_) => {
+                StoreError::Unavailable(_) => {
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
+                }
+                StoreError::InDoubt(_) => {
+                    if !outcome.in_doubt {
+                        outcome = Arc::new(Outcome { attempt: outcome.attempt.clone(), in_doubt: true });
+                    }
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(STORE_BACKOFF.1);
                 }
@@ -170,12 +188,14 @@ impl Deliver {
                     error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
                         "the outcome of an attempt was refused; it is written without its text");
                     bare = true;
-                    attempt_to_write.outcome = attempt_to_write.outcome.without_text();
+                    let mut attempt = outcome.attempt.clone();
+                    attempt.outcome = attempt.outcome.without_text();
+                    outcome = Arc::new(Outcome { attempt, in_doubt: outcome.in_doubt });
                 }
                 StoreError::Refused(cause) => {
                     error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
                         "the outcome of an attempt cannot be written; it is unknown when the lease ends");
-                    return false;
+                    return None;
                 }
                 StoreError::Unexpected(cause) => {
                     error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
@@ -184,12 +204,11 @@ impl Deliver {
                     backoff = (backoff * 4).min(REFUSED_BACKOFF_MAX);
                 }
             }
-            outcome = Arc::new(Outcome { attempt: attempt_to_write, in_doubt });
         }
     }
 
     /// Gives the lease back of a delivery that was not attempted. Where that fails, the lease ends by itself.
-    async fn give_back(&self, delivery: &LeasedDelivery) {
+    async fn give_back(&self, delivery: &LeasedDelivery) -> LeaseEnd {
         let unused = UnusedLease {
             queue_id: delivery.queue_id,
             worker_id: delivery.lease.worker_id.clone(),
@@ -197,15 +216,18 @@ impl Deliver {
         };
         match self.queue.release(&[unused]).await {
             Ok(_) => self.wakeup.announce(),
+            // nothing was sent, so whoever finds it later may give it back, too
             Err(cause) => {
                 let cause = anyhow::Error::new(cause);
                 warn!(queue_id = %delivery.queue_id, error = format!("{cause:#}"),
                     "a lease could not be given back; the delivery waits until it ends");
             }
         }
+        LeaseEnd::Now
     }
 
     async fn send_and_judge(&self, delivery: LeasedDelivery, endpoint: &Endpoint) -> FinishedAttempt {
+        let is_current = endpoint.is_at(&delivery.webhook_url);
         let (outcome, times) = if let Some(leased_for) = delivery.abandoned_for {
             (AttemptOutcome::Unknown, AttemptTimes::Lost { found: delivery.claimed_at, leased_for })
         } else {
@@ -214,11 +236,16 @@ impl Deliver {
                 let since_due = delivery.waited + (started - delivery.claimed_at);
                 metrics::histogram!("webhook_first_attempt_delay_seconds").record(since_due);
             }
-            let outcome = self.sender.send(&delivery, endpoint).await;
+            let outcome = match self.sender.send(&delivery, endpoint).await {
+                // nobody will mend what stands in the way of a URL that the endpoint no longer has
+                AttemptOutcome::NotSent { error } if !is_current => AttemptOutcome::Unanswered { error },
+                outcome => outcome,
+            };
             (outcome, AttemptTimes::Measured { started, ended: Instant::now() })
         };
         let policy = &endpoint.settings.retry;
-        let verdict = if delivery.probe {
+        // what goes elsewhere finds out nothing about the receiver, and is an attempt like any other
+        let verdict = if delivery.probe && is_current {
             policy.judge_probe(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
         } else {
             policy.judge(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
@@ -272,7 +299,7 @@ fn report(finished: &FinishedAttempt) {
     match finished.verdict {
         Verdict::Completed => debug!(%queue_id, config_id, attempt, status, "delivered"),
         Verdict::RetryIn(delay) => {
-            let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            let retry_in_ms = millis(delay);
             info!(%queue_id, config_id, attempt, status, reason, retry_in_ms, "attempt failed");
         }
         Verdict::WaitsOn => {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -29,6 +29,8 @@ struct State {
     free: Vec<usize>,
     /// The deliveries that slots in use are for, and how many of each: one that has just ended may be claimed again already.
     held: HashMap<QueueId, usize>,
+    /// Deliveries that were sent and whose outcome could not be written, and until when their leases last.
+    unsettled: Vec<(QueueId, Instant)>,
 }
 
 /// A worker's right to hold one more lease. It is free again once this is dropped.
@@ -48,7 +50,7 @@ impl Slots {
         // round about, so that workers share the work
         let free: Vec<usize> = (0..workers.len()).cycle().take(workers.len() * each).collect();
         let total = free.len();
-        let state = State { workers: workers.to_vec(), free, held: HashMap::new() };
+        let state = State { workers: workers.to_vec(), free, held: HashMap::new(), unsettled: Vec::new() };
         Arc::new(Self { state: Mutex::new(state), permits: Arc::new(Semaphore::new(total)), total })
     }
 
@@ -96,9 +98,11 @@ impl Slots {
         self.state().workers.first().cloned()
     }
 
-    /// The deliveries that slots in use are for.
+    /// The deliveries whose leases are in use: those that slots in use are for, and those that have yet to end by themselves.
     pub fn held(&self) -> Vec<QueueId> {
-        self.state().held.keys().copied().collect()
+        let (mut state, now) = (self.state(), Instant::now());
+        state.unsettled.retain(|(_, until)| *until > now);
+        state.held.keys().copied().chain(state.unsettled.iter().map(|(delivery, _)| *delivery)).collect()
     }
 
     fn slot(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
@@ -119,6 +123,14 @@ impl Slot {
     pub fn hold(&mut self, delivery: QueueId) {
         self.delivery = Some(delivery);
         *self.slots.state().held.entry(delivery).or_default() += 1;
+    }
+
+    /// The slot is free again, but the lease lasts `until` its end: the delivery was sent, and how that ended could not be
+    /// written. It must not be given back, or it would be sent again as if nothing had happened.
+    pub fn leave_lease(self, until: Instant) {
+        if let Some(delivery) = self.delivery {
+            self.slots.state().unsettled.push((delivery, until));
+        }
     }
 
     /// Whose it is.
@@ -181,6 +193,14 @@ mod tests {
         assert_eq!(slots.held(), [delivery], "another slot holds it still");
         drop(again);
         assert_eq!(slots.held(), []);
+        let now = Instant::now();
+        for (until, held) in [(now + Duration::from_mins(1), vec![delivery]), (now, vec![])] {
+            let mut left = slots.try_take().unwrap();
+            left.hold(delivery);
+            left.leave_lease(until);
+            assert_eq!(slots.held(), held);
+            slots.state().unsettled.clear();
+        }
         let taken = slots.take(3, false).await;
         assert!(taken.iter().all(|slot| renamed.contains(slot.worker())));
     }

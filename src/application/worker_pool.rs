@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use super::deliver::Deliver;
+use super::deliver::{Deliver, LeaseEnd};
 use super::floors::KnownFloors;
 use super::ports::{Claim, DeliveryQueue, StoreError};
 use super::reservations::Orphans;
@@ -22,6 +22,7 @@ use super::slots::{Slot, Slots};
 use super::wakeup::Wakeup;
 use crate::domain::delivery::{LeasedDelivery, QueueId, WorkerId};
 use crate::domain::endpoint::EndpointId;
+use crate::domain::millis;
 
 /// How many deliveries are made ready at a time.
 const PROMOTE_MAX: usize = 1_000;
@@ -172,7 +173,7 @@ impl WorkerPool {
                     }
                     backoff = (backoff * 2).clamp(Duration::from_millis(100), BACKOFF_MAX);
                     let cause = anyhow::Error::new(cause);
-                    let retry_in_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX);
+                    let retry_in_ms = millis(backoff);
                     warn!(error = format!("{cause:#}"), retry_in_ms, "cannot claim");
                 }
             }
@@ -251,11 +252,15 @@ impl WorkerPool {
                 self.wakeup.wake_claimer();
             }
         }
-        if AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await.is_err() {
+        let ended = AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await;
+        if ended.is_err() {
             error!(%queue_id, "an attempt panicked; its outcome is unknown when the lease ends");
         }
         // the slot first: whoever the share wakes finds it free
-        drop(slot);
+        match ended {
+            Ok(LeaseEnd::Now) => drop(slot),
+            Ok(LeaseEnd::ByItself) | Err(_) => slot.leave_lease(claimed_at + self.settings.lease),
+        }
         share.ended_after(claimed_at.elapsed());
     }
 

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::attempt::ReceiverSign;
 use super::invalid::{Faults, Invalid};
+use super::millis;
 
 /// How far back attempts may count.
 const WINDOW_MS: (i64, i64) = (1_000, 3_600_000);
@@ -130,10 +131,6 @@ impl CircuitPolicy {
     pub fn cooldown_cap(&self) -> Duration {
         self.cooldown_cap
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether deliveries are let through.

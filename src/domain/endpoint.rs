@@ -394,11 +394,22 @@ impl Endpoint {
             )
         })
     }
+
+    /// Whether the URL of a delivery still leads where this endpoint is: to one of its URLs, whatever the query. A delivery
+    /// keeps the URL that was valid when it was accepted.
+    pub fn is_at(&self, delivery_url: &str) -> bool {
+        self.settings.urls().iter().any(|(_, url)| without_query(url.as_str()) == without_query(delivery_url))
+    }
+}
+
+fn without_query(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::circuit::CircuitState;
 
     fn parts() -> EndpointParts {
         EndpointParts {
@@ -462,5 +473,39 @@ mod tests {
         assert_eq!((&after.name, &after.postback_url), (&before.name, &before.postback_url));
         let last_url_removed = EndpointParts { postback_url: Some(None), ..EndpointParts::default() };
         assert!(before.changed(last_url_removed).is_err());
+    }
+
+    #[test]
+    fn an_endpoint_is_where_its_urls_lead_whatever_the_query() {
+        let urls = EndpointParts {
+            postback_url: Some(Some("https://h/credit?k=v".into())),
+            chargeback_url: Some(Some("https://h/debit#part".into())),
+            ..parts()
+        };
+        let endpoint = Endpoint {
+            id: EndpointId::from_stored(1),
+            settings: EndpointSettings::parse(urls).unwrap(),
+            circuit: Circuit {
+                state: CircuitState::Closed,
+                reason: None,
+                probe_error: None,
+                changed_at: None,
+                probe_at: None,
+            },
+            disabled_reason: None,
+            created_at: DateTime::UNIX_EPOCH,
+            updated_at: DateTime::UNIX_EPOCH,
+            deleted_at: None,
+        };
+        for (url, is_there) in [
+            ("https://h/credit?k=v&amount=1", true),
+            ("https://h/credit", true),
+            ("https://h/debit?amount=1#part", true),
+            ("https://h/credit2?k=v", false),
+            ("https://h/", false),
+            ("http://h/credit", false),
+        ] {
+            assert_eq!(endpoint.is_at(url), is_there, "{url}");
+        }
     }
 }

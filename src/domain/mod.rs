@@ -13,3 +13,8 @@ pub mod postback_url;
 pub mod retry;
 pub mod statistics;
 pub mod url_params;
+
+/// Whole milliseconds, as they are shown and logged.
+pub(crate) fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

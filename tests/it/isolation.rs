@@ -494,6 +494,41 @@ async fn gone_from_a_url_that_the_config_had_before_disables_nothing() {
 }
 
 #[tokio::test]
+async fn what_goes_to_a_url_that_the_config_had_before_ends_by_itself_and_says_nothing_about_the_new_one() {
+    let (old, new, service) =
+        (TestReceiver::start().await, TestReceiver::start().await, TestService::start().await);
+    let circuit =
+        json!({"attempts_min": 1, "failures_in_row": 1, "cooldown_ms": 100, "cooldown_cap_ms": 100});
+    let settings = json!({"enabled": false, "max_retries": 1, "retry_base_ms": 1, "retry_cap_ms": 1, "circuit": circuit});
+    let config = service.api.register(&old.url, settings).await;
+    let mut to_old = Vec::new();
+    for _ in 0..3 {
+        to_old.push(service.api.credit(config).await);
+    }
+    old.reply_always(Reply::status(500));
+    let path = format!("/api/webhooks/{config}");
+    service.api.patch(&path, json!({"postback_url": new.url, "enabled": true})).await;
+
+    for queue_id in &to_old {
+        let dead = service.api.delivery_in(queue_id, "failed").await;
+        assert_eq!(dead["retry_count"], 1);
+    }
+    assert_eq!(service.api.get(&path).await.json()["circuit"]["state"], "closed");
+
+    // the same while the circuit is open: what goes to the new one is what it is probed with
+    service.api.patch(&path, json!({"enabled": false, "postback_url": old.url})).await;
+    let to_old = service.api.credit(config).await;
+    service.api.patch(&path, json!({"postback_url": new.url})).await;
+    let to_new = service.api.credit(config).await;
+    let store = Database::new(service.database.options.clone(), 1);
+    assert!(store.open(EndpointId::from_stored(config), "down", Duration::ZERO).await.unwrap().is_some());
+    service.api.patch(&path, json!({"enabled": true})).await;
+    service.api.delivery_in(&to_new, "completed").await;
+    assert_eq!(service.api.delivery_in(&to_old, "failed").await["retry_count"], 1);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn what_waits_and_what_is_dead_can_be_sent_to_the_current_url() {
     let (old, new, service) =
         (TestReceiver::start().await, TestReceiver::start().await, TestService::start().await);

@@ -1,7 +1,6 @@
 //! What goes out and comes in as JSON: the shapes of the contract, made from domain values and turned into them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -16,6 +15,7 @@ use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery};
 use crate::domain::endpoint::{Endpoint, EndpointParts, EndpointUrl};
 use crate::domain::event::{Event, EventParts};
 use crate::domain::invalid::Invalid;
+use crate::domain::millis;
 use crate::domain::statistics::Held;
 use crate::domain::url_params::UrlParams;
 
@@ -328,10 +328,6 @@ impl From<Held> for HeldView {
             oldest_age_ms: held.oldest_age.map(millis),
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Durations in milliseconds; percentiles are exact below 1 s, and have three significant digits from there on.

@@ -28,10 +28,14 @@ impl DeliveryQueue for Database {
             (d.config_id, d.event_type, d.replay_of, &d.event_id)
         });
         let told = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
-        self.writability.note_write();
         let stored =
             |incoming: &Incoming<'_>| told.get(&incoming.delivery.queue_id.get()).copied().unwrap_or(STORED);
-        Ok(deliveries.iter().map(stored).collect())
+        let stored: Vec<_> = deliveries.iter().map(stored).collect();
+        // events that were known already are read, not written
+        if stored.iter().any(|stored| matches!(stored, Stored::New { .. })) {
+            self.writability.note_write();
+        }
+        Ok(stored)
     }
 
     async fn release(&self, leases: &[UnusedLease]) -> Result<Vec<QueueId>, StoreError> {

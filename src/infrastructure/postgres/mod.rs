@@ -124,13 +124,12 @@ impl Database {
 
     /// Whether the schema is as new as this program needs it. Fails if the database does not answer.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
-        let newest = MIGRATIONS.iter().map(|migration| migration.version).max();
         let applied: Option<i64> = within!(self.engine, REQUEST_LIMIT, |connection| sqlx::query_scalar(
             "-- database.version\nselect max(version) from _sqlx_migrations where success"
         )
         .fetch_one(&mut *connection))
         .or_else(|error| if is_missing_table(&error) { Ok(None) } else { Err(error) })?;
-        Ok(applied >= newest)
+        Ok(applied >= Some(schema::newest()))
     }
 
     /// Connections of the pools: open ones, and how many of those are idle; for requests and for the engine.

@@ -26,6 +26,8 @@ const QUIET_MAX: Duration = Duration::from_secs(30);
 const PID_LOOKS: usize = 10;
 /// The wait before it is looked again whether there is still a pooler.
 const LOOK_FOR_POOLER_AGAIN: Duration = Duration::from_mins(1);
+/// How long it may take until a listener listens.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// The wait before a listener connects again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
@@ -138,13 +140,21 @@ enum Ended {
     Pooled,
 }
 
-async fn listen_until_lost(way: &Listening, own: &str, wakeup: &Wakeup) -> sqlx::Result<Ended> {
+/// `None` behind a pooler.
+async fn begin_to_listen(way: &Listening) -> sqlx::Result<Option<PgListener>> {
     if way.is_pooled().await? {
-        return Ok(Ended::Pooled);
+        return Ok(None);
     }
     let pool = PgPoolOptions::new().max_connections(1).connect_with(way.options.clone()).await?;
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
+    Ok(Some(listener))
+}
+
+async fn listen_until_lost(way: &Listening, own: &str, wakeup: &Wakeup) -> sqlx::Result<Ended> {
+    let listener =
+        timeout(CONNECT_LIMIT, begin_to_listen(way)).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+    let Some(mut listener) = listener else { return Ok(Ended::Pooled) };
     // what was announced while nobody listened
     wakeup.wake_claimer();
     loop {

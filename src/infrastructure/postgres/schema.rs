@@ -65,7 +65,7 @@ pub(super) struct Found {
 }
 
 /// The version that this program needs.
-fn newest() -> i64 {
+pub(super) fn newest() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 

@@ -1,6 +1,7 @@
 //! Requests to receivers: bounded in time and size, and only to addresses that the operator allows.
 
 mod address_guard;
+mod connect_limit;
 mod errors;
 mod time_limit;
 
@@ -23,6 +24,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tracing::error;
 
 use self::address_guard::GuardedResolver;
+use self::connect_limit::ConnectLimit;
 use self::errors::{describe, is_own_fault};
 use self::time_limit::TimeLimit;
 use crate::application::ports::Sender;
@@ -54,7 +56,7 @@ pub struct SenderSettings {
 
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
 pub struct HttpSender {
-    client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, Empty<Bytes>>,
+    client: Client<ConnectLimit<HttpsConnector<HttpConnector<GuardedResolver>>>, Empty<Bytes>>,
     /// Why nothing can be sent over TLS, if so.
     tls_fault: Option<String>,
     settings: SenderSettings,
@@ -90,7 +92,7 @@ impl HttpSender {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_LIMIT)
             .pool_max_idle_per_host(settings.idle_connections_max)
-            .build(connector);
+            .build(ConnectLimit::new(connector, settings.timeout));
         Ok(Self { client, tls_fault, settings })
     }
 

@@ -31,13 +31,19 @@ impl TimeLimit {
     /// by a task that has not run yet. So the work gets a little longer, and more after a pause.
     pub async fn of<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
-        if let Ok(done) = timeout_at(self.deadline, work.as_mut()).await {
+        if Instant::now() < self.deadline
+            && let Ok(done) = timeout_at(self.deadline, work.as_mut()).await
+        {
             return Some(done);
         }
-        let last_moment = *self.last_moment.get_or_init(|| {
-            let now = Instant::now();
-            now + if now - self.deadline > LATE { GRACE_AFTER_PAUSE } else { GRACE }
-        });
+        let now = Instant::now();
+        let last_moment = *self
+            .last_moment
+            .get_or_init(|| now + if now - self.deadline > LATE { GRACE_AFTER_PAUSE } else { GRACE });
+        // what is always ready must end, too
+        if now >= last_moment {
+            return None;
+        }
         timeout_at(last_moment, work).await.ok()
     }
 
@@ -73,6 +79,13 @@ mod tests {
             assert!(begun.elapsed() < GRACE_AFTER_PAUSE * 30, "it never ends");
         }
         assert!(begun.elapsed() >= GRACE_AFTER_PAUSE);
+    }
+
+    #[tokio::test]
+    async fn what_is_always_ready_comes_to_an_end() {
+        let limit = TimeLimit::new(Duration::from_millis(30));
+        while limit.of(std::future::ready(())).await.is_some() {}
+        assert!(Instant::now() >= limit.deadline);
     }
 
     #[tokio::test]
