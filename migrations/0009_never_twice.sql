@@ -60,25 +60,41 @@ RETURN CASE WHEN p_state = 'closed' AND p_changed_at > now() - interval '10 seco
             THEN (10 * 2 ^ floor(greatest(extract(epoch FROM now() - p_changed_at), 0)))::int END;
 COMMENT ON FUNCTION webhook_ramp_rate IS 'The rate to which an endpoint is limited while it recovers.';
 
--- The delivery to probe an open circuit with: the one that has waited longest of those that have used up no attempt, if there is
--- one near the front, and rather one for a URL that the endpoint still has. A delivery that its receiver never takes must not
--- keep the circuit open, nor one that goes elsewhere.
+-- Whether a delivery's URL is an endpoint's, with parameters added to its query or without. NULL if the endpoint has none.
+CREATE FUNCTION webhook_is_at(p_delivery_url text, p_endpoint_url text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN split_part(p_delivery_url, '#', 1) = split_part(p_endpoint_url, '#', 1)
+    OR starts_with(p_delivery_url, split_part(p_endpoint_url, '#', 1)
+                                   || CASE WHEN strpos(split_part(p_endpoint_url, '#', 1), '?') = 0 THEN '?'
+                                           WHEN right(split_part(p_endpoint_url, '#', 1), 1) IN ('?', '&') THEN '' ELSE '&' END);
+COMMENT ON FUNCTION webhook_is_at IS 'Whether a delivery goes to a URL that an endpoint still has.';
+
+-- The delivery to probe an open circuit with: near the front of the line, one for a URL that the endpoint still has, which has
+-- used up no attempt, or at least one for such a URL. A delivery that its receiver never takes must not keep the circuit open,
+-- nor one that goes elsewhere. NULL: there is none such, and any will do.
 CREATE FUNCTION webhook_fresh_probe(p_config_id bigint, p_priority int) RETURNS uuid
 LANGUAGE sql STABLE
 SET enable_sort = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
-RETURN (SELECT front.queue_id
-        FROM (SELECT q.queue_id, q.retry_count, q.ready_since, substring(q.webhook_url from '^[^?#]*') AS address
-              FROM webhook_queue_open q
-              WHERE q.ready_since IS NOT NULL AND q.priority = p_priority AND q.config_id = p_config_id AND q.status = 'pending'
-              ORDER BY q.ready_since LIMIT 500) AS front
-        JOIN webhook_configs c ON c.id = p_config_id
-        WHERE front.retry_count = 0
-        ORDER BY front.address NOT IN (substring(c.postback_url from '^[^?#]*'), substring(c.chargeback_url from '^[^?#]*')),
-                 front.ready_since
-        LIMIT 1);
+RETURN coalesce(
+  (SELECT front.queue_id
+   FROM (SELECT q.queue_id, q.retry_count, q.webhook_url FROM webhook_queue_open q
+         WHERE q.ready_since IS NOT NULL AND q.priority = p_priority AND q.config_id = p_config_id AND q.status = 'pending'
+         ORDER BY q.ready_since LIMIT 1000) AS front
+   CROSS JOIN webhook_configs c
+   WHERE c.id = p_config_id AND front.retry_count = 0
+     AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))
+   LIMIT 1),
+  (SELECT front.queue_id
+   FROM (SELECT q.queue_id, q.webhook_url FROM webhook_queue_open q
+         WHERE q.ready_since IS NOT NULL AND q.priority = p_priority AND q.config_id = p_config_id AND q.status = 'pending'
+         ORDER BY q.ready_since LIMIT 1000) AS front
+   CROSS JOIN webhook_configs c
+   WHERE c.id = p_config_id
+     AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))
+   LIMIT 1));
 COMMENT ON FUNCTION webhook_fresh_probe IS 'The delivery that an open circuit is best probed with.';
 
 -- Where the front of a long line ends, NULL if it is not long. What is under a lease is in the front, since claims begin
@@ -589,12 +605,16 @@ BEGIN
     -- it has changed in this very moment: nothing is done
     RAISE EXCEPTION 'the endpoint has changed' USING ERRCODE = 'serialization_failure';
   END IF;
+  -- the event is the new delivery's from now on: whoever sends it again is told of that one
+  UPDATE webhook_event_keys k SET queue_id = p_queue_id, cancelled_at = NULL
+  WHERE k.event_id = p_event_id AND k.config_id = p_config_id AND k.queue_id = p_replay_of AND k.event_type <> 'replay';
 END $$;
 COMMENT ON FUNCTION webhook_reroute IS 'Cancels a delivery that waits, and stores another in its place, to another URL.';
 
 -- Gives leases back that nobody uses: their deliveries are ready again, as if nobody had taken them. Each entry names a
 -- lease; where p_locked_ats is NULL, it is the one that the delivery was stored under. A lease that was taken over from
--- another is that other one again, which has expired. Answers the deliveries.
+-- another is that other one again, which has expired. If the lease that is given back has been taken over itself, the takeover is
+-- void: there is no loss to record. Answers the deliveries.
 DROP FUNCTION webhook_release;
 CREATE FUNCTION webhook_release(p_queue_ids uuid[], p_worker_ids text[], p_locked_ats timestamptz[]) RETURNS SETOF uuid
 LANGUAGE sql
@@ -611,13 +631,24 @@ AS $$
   JOIN webhook_queue_open q ON q.queue_id = r.queue_id AND q.worker_id = r.worker_id AND q.status = 'processing'
   WHERE c.id = q.config_id AND c.circuit_state = 'half_open' AND c.circuit_probe_at = q.lock_expires_at;
   UPDATE webhook_queue_open q
-  SET status = CASE WHEN q.abandoned_at IS NULL THEN 'pending' ELSE 'processing' END,
-      worker_id = q.abandoned_by, locked_at = q.abandoned_at,
-      lock_expires_at = CASE WHEN q.abandoned_at IS NOT NULL THEN now() END,
+  SET status = CASE WHEN kept.is_lease THEN 'processing' ELSE 'pending' END,
+      worker_id = CASE WHEN kept.is_lease THEN q.abandoned_by END,
+      locked_at = CASE WHEN kept.is_lease THEN q.abandoned_at END,
+      lock_expires_at = CASE WHEN kept.is_lease THEN now() END,
       abandoned_by = NULL, abandoned_at = NULL, updated_at = now()
-  FROM unnest(p_queue_ids, p_worker_ids, p_locked_ats) AS r (queue_id, worker_id, locked_at)
-  WHERE q.queue_id = r.queue_id AND q.worker_id = r.worker_id AND q.status = 'processing'
-    AND CASE WHEN r.locked_at IS NULL THEN q.locked_at = q.created_at AND q.retry_count = 0 ELSE q.locked_at = r.locked_at END
+  FROM (
+    SELECT o.queue_id, o.locked_at, coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END) AS given_back,
+           r.worker_id,
+           o.abandoned_at IS NOT NULL
+             AND (o.abandoned_by, o.abandoned_at)
+                 IS DISTINCT FROM (r.worker_id, coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END)) AS is_lease
+    FROM unnest(p_queue_ids, p_worker_ids, p_locked_ats) AS r (queue_id, worker_id, locked_at)
+    JOIN webhook_queue_open o ON o.queue_id = r.queue_id
+  ) AS kept
+  WHERE q.queue_id = kept.queue_id AND q.status = 'processing' AND q.locked_at = kept.locked_at
+    AND (q.worker_id = kept.worker_id AND q.locked_at = kept.given_back
+         -- taken over after its end, to record a loss that is none: nobody uses that lease either
+         OR q.abandoned_by = kept.worker_id AND q.abandoned_at = kept.given_back)
   RETURNING q.queue_id
 $$;
 COMMENT ON FUNCTION webhook_release IS 'Gives leases back that nobody uses.';
@@ -633,10 +664,14 @@ DECLARE
   released bigint;
 BEGIN
   SELECT count(*) INTO released
-  FROM (SELECT array_agg(q.queue_id ORDER BY q.queue_id) AS queue_ids, array_agg(q.worker_id ORDER BY q.queue_id) AS worker_ids,
-               array_agg(q.locked_at ORDER BY q.queue_id) AS locked_ats
-        FROM webhook_queue_open q
-        WHERE q.status = 'processing' AND q.worker_id = ANY (p_worker_ids) AND q.queue_id <> ALL (p_kept)) AS orphans
+  FROM (SELECT array_agg(lost.queue_id ORDER BY lost.queue_id) AS queue_ids,
+               array_agg(lost.worker_id ORDER BY lost.queue_id) AS worker_ids,
+               array_agg(lost.locked_at ORDER BY lost.queue_id) AS locked_ats
+        FROM (SELECT q.queue_id, CASE WHEN q.worker_id = ANY (p_worker_ids) THEN q.worker_id ELSE q.abandoned_by END AS worker_id,
+                     CASE WHEN q.worker_id = ANY (p_worker_ids) THEN q.locked_at ELSE q.abandoned_at END AS locked_at
+              FROM webhook_queue_open q
+              WHERE q.status = 'processing' AND (q.worker_id = ANY (p_worker_ids) OR q.abandoned_by = ANY (p_worker_ids))
+                AND q.queue_id <> ALL (p_kept)) AS lost) AS orphans
   CROSS JOIN LATERAL webhook_release(orphans.queue_ids, orphans.worker_ids, orphans.locked_ats);
   RETURN released;
 END $$;

@@ -136,11 +136,13 @@ DROP INDEX webhook_probes_queue_id;
 COMMENT ON TABLE webhook_probes IS 'Requests that were made to see whether a receiver is back, and failed: they use up no attempt of their deliveries. The newest 100 of each delivery are kept. One that succeeds is the attempt itself.';
 COMMENT ON FUNCTION webhook_failed_probes IS 'For processes of an earlier version: the failed probes of a delivery that are kept.';
 
--- As before; numbers the probes, and removes those that are more than the newest 100.
-CREATE OR REPLACE FUNCTION webhook_settle_probe(
+-- As before; numbers the probes, and removes those that are more than the newest 100. What is postponed is due after a second,
+-- and each time after twice as long, up to an hour.
+DROP FUNCTION webhook_settle_probe;
+CREATE FUNCTION webhook_settle_probe(
   p_queue_ids uuid[], p_workers text[], p_locked_ats timestamptz[],
   p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms int[], p_http_statuses smallint[],
-  p_bodies text[], p_errors text[])
+  p_bodies text[], p_errors text[], p_postponed boolean[])
 RETURNS SETOF uuid
 LANGUAGE plpgsql
 SET lock_timeout = '10s'
@@ -155,18 +157,21 @@ AS $$
 BEGIN
   RETURN QUERY
   WITH outcome AS MATERIALIZED (
-    SELECT * FROM unnest(p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors)
-      AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error)
+    SELECT o.*, 1 + coalesce((SELECT max(p.number) FROM webhook_probes p WHERE p.queue_id = o.queue_id), 0) AS number
+    FROM unnest(p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors, p_postponed)
+      AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, postponed)
   ), released AS (
     UPDATE webhook_queue_open q
-    SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(), ready_since = now()
+    SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(),
+        ready_since = CASE WHEN NOT o.postponed THEN now() END,
+        next_retry_at = CASE WHEN o.postponed THEN now() + least(2 ^ least(o.number - 1, 20), 3600) * interval '1 second'
+                             ELSE q.next_retry_at END
     FROM outcome o
     WHERE q.queue_id = o.queue_id AND q.worker_id = o.worker AND q.locked_at = o.locked_at
     RETURNING o.*, q.retry_count
   ), written AS (
     INSERT INTO webhook_probes (queue_id, number, attempt, started_at, completed_at, duration_ms, http_status, response_body, error)
-    SELECT r.queue_id, 1 + coalesce((SELECT max(p.number) FROM webhook_probes p WHERE p.queue_id = r.queue_id), 0),
-           r.retry_count, now() - r.age_us * interval '1 microsecond',
+    SELECT r.queue_id, r.number, r.retry_count, now() - r.age_us * interval '1 microsecond',
            now() - (r.age_us - r.length_us) * interval '1 microsecond', r.duration_ms, r.http_status, r.body, r.error
     FROM released r
     RETURNING webhook_probes.queue_id, webhook_probes.number
@@ -175,6 +180,7 @@ BEGIN
   )
   SELECT w.queue_id FROM written w;
 END $$;
+COMMENT ON FUNCTION webhook_settle_probe IS 'Writes requests that failed and used up no attempt, and lets their deliveries wait on.';
 
 -- The deliveries of an event, its replays, and theirs. All of them carry the event's id, which the caller checks: an event
 -- may be named like some other delivery.

@@ -13,7 +13,7 @@ use super::wakeup::Wakeup;
 use crate::domain::attempt::{Answer, AttemptOutcome, ReceiverSign};
 use crate::domain::circuit::{AttemptWindow, CircuitPolicy, CountedAttempt, Opening};
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt};
-use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl};
 use crate::domain::millis;
 use crate::domain::retry::RETRY_AFTER_MAX;
 
@@ -32,9 +32,27 @@ pub struct Circuits {
 
 #[derive(Default)]
 struct Windows {
-    by_endpoint: HashMap<EndpointId, (AttemptWindow, CircuitPolicy)>,
+    by_endpoint: HashMap<EndpointId, Window>,
     /// With as many as this, those that are over are forgotten.
     tidy_at: usize,
+}
+
+struct Window {
+    attempts: AttemptWindow,
+    policy: CircuitPolicy,
+    /// Where the attempts went: with another URL the endpoint is another receiver.
+    urls: Vec<EndpointUrl>,
+}
+
+impl Window {
+    fn new(attempts: AttemptWindow, endpoint: &Endpoint) -> Self {
+        let urls = endpoint.settings.urls().into_iter().map(|(_, url)| url.clone()).collect();
+        Self { attempts, policy: endpoint.settings.circuit, urls }
+    }
+
+    fn is_of(&self, endpoint: &Endpoint) -> bool {
+        self.urls.iter().eq(endpoint.settings.urls().into_iter().map(|(_, url)| url))
+    }
 }
 
 impl Circuits {
@@ -44,10 +62,10 @@ impl Circuits {
     }
 
     /// Nothing can be sent to this endpoint, for a reason that is ours: its deliveries wait, and use up no attempts.
-    pub async fn hold(&self, id: EndpointId, reason: &str) {
+    pub async fn hold(&self, attempt: &FinishedAttempt, fault: &str) {
         metrics::counter!("webhook_own_faults_total").increment(1);
-        let reason = format!("nothing can be sent: {reason}");
-        match self.store.open(id, &reason, Duration::ZERO).await {
+        let (id, reason) = (attempt.config_id, format!("nothing can be sent: {fault}"));
+        match self.store.open(id, &attempt.webhook_url, &reason, Duration::ZERO).await {
             Ok(Some(probe_in)) => {
                 error!(
                     config_id = id.get(),
@@ -76,7 +94,7 @@ impl Circuits {
             }
             done
         } else if let Some(opening) = self.reason_to_open(endpoint, attempt) {
-            self.open(endpoint.id, &opening).await
+            self.open(endpoint.id, &attempt.webhook_url, &opening).await
         } else {
             Ok(())
         };
@@ -95,11 +113,14 @@ impl Circuits {
         // a panic elsewhere leaves plain counts behind
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         windows.tidy(now);
-        let (window, known_policy) =
-            windows.by_endpoint.entry(endpoint.id).or_insert_with(|| (AttemptWindow::new(now), policy));
-        *known_policy = policy;
+        let begin = || Window::new(AttemptWindow::new(now), endpoint);
+        let window = windows.by_endpoint.entry(endpoint.id).or_insert_with(begin);
+        if !window.is_of(endpoint) {
+            *window = begin();
+        }
+        window.policy = policy;
         let counted = CountedAttempt { started, number: attempt.number, sign };
-        let opening = window.count(now, counted, &policy);
+        let opening = window.attempts.count(now, counted, &policy);
         if opening.is_some() {
             windows.by_endpoint.remove(&endpoint.id);
         }
@@ -108,14 +129,14 @@ impl Circuits {
 
     /// The failures before a probe that succeeded are over.
     fn begin_anew(&self, endpoint: &Endpoint) {
-        let window = AttemptWindow::recovered(Instant::now());
+        let window = Window::new(AttemptWindow::recovered(Instant::now()), endpoint);
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        windows.by_endpoint.insert(endpoint.id, (window, endpoint.settings.circuit));
+        windows.by_endpoint.insert(endpoint.id, window);
     }
 
-    async fn open(&self, id: EndpointId, opening: &Opening) -> Result<(), StoreError> {
+    async fn open(&self, id: EndpointId, url: &str, opening: &Opening) -> Result<(), StoreError> {
         let counted_for = opening.counted_since.elapsed();
-        if let Some(probe_in) = self.store.open(id, &opening.reason, counted_for).await? {
+        if let Some(probe_in) = self.store.open(id, url, &opening.reason, counted_for).await? {
             let probe_in_ms = millis(probe_in);
             warn!(
                 config_id = id.get(),
@@ -131,6 +152,11 @@ impl Circuits {
 
     async fn note_probe(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Result<(), StoreError> {
         let (id, sign, outcome) = (endpoint.id, sign_of(endpoint, attempt), &attempt.outcome);
+        if !endpoint.is_at(&attempt.webhook_url) {
+            self.store.probe_another(id).await?;
+            self.wakeup.wake_claimer();
+            return Ok(());
+        }
         if sign == Some(ReceiverSign::Well) {
             probed("success");
             self.begin_anew(endpoint);
@@ -149,9 +175,7 @@ impl Circuits {
             }
         };
         let probe = UnsuccessfulProbe {
-            error: outcome
-                .error()
-                .unwrap_or_else(|| "it went to a URL that the config had before".to_owned()),
+            error: outcome.error().unwrap_or_default(),
             receiver_fails: sign == Some(ReceiverSign::Failing),
             retry_after: retry_after.min(RETRY_AFTER_MAX),
         };
@@ -185,7 +209,7 @@ impl Circuits {
 impl Windows {
     fn tidy(&mut self, now: Instant) {
         if self.by_endpoint.len() >= self.tidy_at.max(WINDOWS_MIN) {
-            self.by_endpoint.retain(|_, (window, policy)| !window.is_over(now, policy));
+            self.by_endpoint.retain(|_, window| !window.attempts.is_over(now, &window.policy));
             self.tidy_at = self.by_endpoint.len() * 2;
         }
     }

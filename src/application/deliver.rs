@@ -125,11 +125,20 @@ impl Deliver {
             return self.give_back(&delivery).await;
         }
         let (probe, claimed_at) = (delivery.probe, delivery.claimed_at);
-        let finished = self.send_and_judge(delivery, &endpoint).await;
+        let finished = match self.send_and_judge(delivery, &endpoint).await {
+            Ok(finished) => finished,
+            Err(not_sent) => {
+                let (queue_id, config_id) = (not_sent.queue_id, not_sent.config_id.get());
+                warn!(%queue_id, config_id, "a delivery is not attempted yet: this process stood still for too long");
+                return self.give_back(&not_sent).await;
+            }
+        };
         report(&finished);
-        if let AttemptOutcome::NotSent { error } = &finished.outcome {
+        if let AttemptOutcome::NotSent { error: fault } = &finished.outcome
+            && finished.verdict == Verdict::WaitsOn
+        {
             // before it is written: once it is, the delivery would be tried again at once
-            self.circuits.hold(config_id, error).await;
+            self.circuits.hold(&finished, fault).await;
         }
         let outcome = Arc::new(Outcome { attempt: finished, in_doubt: false });
         // before it is written: once it is, the delivery may be attempted again, which an open circuit must prevent. But if
@@ -226,7 +235,12 @@ impl Deliver {
         LeaseEnd::Now
     }
 
-    async fn send_and_judge(&self, delivery: LeasedDelivery, endpoint: &Endpoint) -> FinishedAttempt {
+    /// Answers the delivery if it could not be sent in time.
+    async fn send_and_judge(
+        &self,
+        delivery: LeasedDelivery,
+        endpoint: &Endpoint,
+    ) -> Result<FinishedAttempt, Box<LeasedDelivery>> {
         let is_current = endpoint.is_at(&delivery.webhook_url);
         let (outcome, times) = if let Some(leased_for) = delivery.abandoned_for {
             (AttemptOutcome::Unknown, AttemptTimes::Lost { found: delivery.claimed_at, leased_for })
@@ -236,21 +250,20 @@ impl Deliver {
                 let since_due = delivery.waited + (started - delivery.claimed_at);
                 metrics::histogram!("webhook_first_attempt_delay_seconds").record(since_due);
             }
-            let outcome = match self.sender.send(&delivery, endpoint).await {
-                // nobody will mend what stands in the way of a URL that the endpoint no longer has
-                AttemptOutcome::NotSent { error } if !is_current => AttemptOutcome::Unanswered { error },
-                outcome => outcome,
+            let Some(outcome) = self.sender.send(&delivery, endpoint).await else {
+                return Err(Box::new(delivery));
             };
             (outcome, AttemptTimes::Measured { started, ended: Instant::now() })
         };
         let policy = &endpoint.settings.retry;
-        // what goes elsewhere finds out nothing about the receiver, and is an attempt like any other
-        let verdict = if delivery.probe && is_current {
+        let verdict = if !is_current {
+            policy.judge_elsewhere(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
+        } else if delivery.probe {
             policy.judge_probe(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
         } else {
             policy.judge(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
         };
-        FinishedAttempt {
+        Ok(FinishedAttempt {
             queue_id: delivery.queue_id,
             lease: delivery.lease,
             config_id: delivery.config_id,
@@ -259,7 +272,7 @@ impl Deliver {
             times,
             outcome,
             verdict,
-        }
+        })
     }
 
     /// The delivery's endpoint, waited for while the store is away, but no longer than the lease allows.
@@ -302,7 +315,7 @@ fn report(finished: &FinishedAttempt) {
             let retry_in_ms = millis(delay);
             info!(%queue_id, config_id, attempt, status, reason, retry_in_ms, "attempt failed");
         }
-        Verdict::WaitsOn => {
+        Verdict::WaitsOn | Verdict::Postponed => {
             info!(%queue_id, config_id, attempt, status, reason, "no attempt is used up: the delivery waits on");
         }
         Verdict::DeadLetter(why) => {
@@ -335,11 +348,11 @@ impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
         for (attempt, settled) in attempts.iter().zip(&settled) {
             let status = match attempt.verdict {
                 _ if *settled == Settled::LeaseLost => continue,
-                Verdict::RetryIn(_) => {
+                Verdict::WaitsOn => continue,
+                Verdict::RetryIn(_) | Verdict::Postponed => {
                     retries = true;
                     continue;
                 }
-                Verdict::WaitsOn => continue,
                 Verdict::Completed => "completed",
                 Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => {
                     "failed"

@@ -331,11 +331,13 @@ pub struct UnsuccessfulProbe {
 /// The circuits of endpoints, which all processes share. Claims turn open ones into half-open ones.
 #[async_trait]
 pub trait CircuitStore: Send + Sync {
-    /// Opens a closed circuit. Answers when the first probe is due; `None` if it was not closed, or has closed less than
-    /// `counted_for` ago: what was counted until then counts no more.
+    /// Opens a closed circuit, because of attempts at `url`. Answers when the first probe is due; `None` if it was not
+    /// closed, has closed less than `counted_for` ago (what was counted until then counts no more), or if the endpoint is at
+    /// `url` no longer.
     async fn open(
         &self,
         id: EndpointId,
+        url: &str,
         reason: &str,
         counted_for: Duration,
     ) -> Result<Option<Duration>, StoreError>;
@@ -343,6 +345,9 @@ pub trait CircuitStore: Send + Sync {
     /// Opens a half-open circuit again, after a probe. Answers when the next one is due; `None` if it was not half open.
     async fn reopen(&self, id: EndpointId, probe: &UnsuccessfulProbe)
     -> Result<Option<Duration>, StoreError>;
+
+    /// Opens a half-open circuit again, after a probe that found out nothing: the next one is due at once.
+    async fn probe_another(&self, id: EndpointId) -> Result<(), StoreError>;
 
     /// Makes the probe of an open circuit due now. Answers whether it was open, by failures.
     async fn probe_now(&self, id: EndpointId) -> Result<bool, StoreError>;
@@ -400,6 +405,7 @@ pub trait Upkeep: Send + Sync {
 /// Sends requests to receivers.
 #[async_trait]
 pub trait Sender: Send + Sync {
-    /// Makes one attempt and tells how it ended, within the endpoint's time limit. Never fails.
-    async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> AttemptOutcome;
+    /// Makes one attempt and answers how it ended, within the endpoint's time limit. `None`: nothing was sent, because this
+    /// process stood still until it was too late to begin.
+    async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> Option<AttemptOutcome>;
 }

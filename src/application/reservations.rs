@@ -16,7 +16,10 @@ use super::worker_pool::WorkerPool;
 use crate::domain::delivery::{Lease, NewDelivery, WorkerId};
 
 /// The shortest and the longest time between two looks for deliveries that may have been stored after all.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// At most: a loss that ends a delivery is kept back for twice as long before it is recorded.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// For how long after the end of a lease something may still turn up under it: commits may stall for longer than it lasted.
+const STALL_MAX: Duration = Duration::from_mins(10);
 
 /// A worker's slot, and a share of what the delivery's endpoint may hold. Both are free again once this is dropped.
 pub struct Reservation {
@@ -54,7 +57,7 @@ impl Reservation {
 }
 
 /// Makes ready what may have been stored under these leases although the store did not say so in time. Looks until it has
-/// found all, or the leases would have expired; what it does not live to find waits for that.
+/// found all, or nothing can turn up any more; what it does not live to find waits for the end of its lease.
 pub async fn release_unconfirmed(
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,
@@ -63,7 +66,7 @@ pub async fn release_unconfirmed(
 ) {
     let begun = Instant::now();
     let mut pause = LOOK_AGAIN.0;
-    while !leases.is_empty() && begun.elapsed() + pause < lease {
+    while !leases.is_empty() && begun.elapsed() < lease + STALL_MAX {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LOOK_AGAIN.1);
         match queue.release(&leases).await {
@@ -98,7 +101,7 @@ pub struct Orphans {
 impl Orphans {
     /// The workers have other names from now on; leases by these end after `lease`.
     pub fn add(&self, names: Vec<WorkerId>, lease: Duration) {
-        let until = Instant::now() + lease;
+        let until = Instant::now() + lease + STALL_MAX;
         self.names().extend(names.into_iter().map(|name| (name, until)));
         self.added.notify_one();
     }

@@ -129,7 +129,9 @@ impl Slot {
     /// written. It must not be given back, or it would be sent again as if nothing had happened.
     pub fn leave_lease(self, until: Instant) {
         if let Some(delivery) = self.delivery {
-            self.slots.state().unsettled.push((delivery, until));
+            let (mut state, now) = (self.slots.state(), Instant::now());
+            state.unsettled.retain(|(_, until)| *until > now);
+            state.unsettled.push((delivery, until));
         }
     }
 

@@ -196,17 +196,17 @@ pub struct ShowArgs {
 
 pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> anyhow::Result<()> {
     let delivery = application.api.deliveries.show(args.queue_id.parse::<QueueId>()?).await?;
-    let url_params = delivery.url_params.get().to_owned();
-    let view = DeliveryView::from(delivery);
+    let mut view = DeliveryView::from(delivery);
     if json {
         return print_json(&view);
     }
+    // to the letter: 100.10 is no longer so once it is read as a number, and 1e400 cannot be read as one
+    let url_params = std::mem::replace(&mut view.url_params, serde_json::value::RawValue::NULL.to_owned());
     let mut delivery = serde_json::to_value(&view)?;
-    // to the letter: 100.10 is no longer so once it is read as a number
-    delivery["url_params"] = url_params.into();
+    delivery["url_params"] = url_params.get().into();
     let attempts = delivery.as_object_mut().and_then(|object| object.remove("attempts")).unwrap_or_default();
     say(fields_table(&delivery)?)?;
-    let columns = ["attempt", "started_at", "duration_ms", "http_status", "error", "response_body"];
+    let columns = ["attempt", "probe", "started_at", "duration_ms", "http_status", "error", "response_body"];
     let mut rows = table(&columns);
     for attempt in attempts.as_array().into_iter().flatten() {
         rows.add_row(columns.map(|column| plain(&attempt[column])));

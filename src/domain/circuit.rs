@@ -210,6 +210,9 @@ pub struct Circuit {
     pub probe_at: Option<DateTime<Utc>>,
 }
 
+/// How long failures in a row last before they are no hiccup, such as a restart of the receiver.
+const OUTAGE_MIN: Duration = Duration::from_secs(1);
+
 /// How a window is divided: what falls out of it does so in this many steps.
 const SLICES: u32 = 10;
 
@@ -241,6 +244,8 @@ pub struct AttemptWindow {
     current: u128,
     slices: [Slice; SLICES as usize],
     failures_in_row: u32,
+    /// When the first of them began.
+    row_began: Option<Instant>,
     /// When the receiver last showed that it is up.
     up_at: Option<Instant>,
 }
@@ -260,6 +265,7 @@ impl AttemptWindow {
             current: 0,
             slices: [Slice::default(); SLICES as usize],
             failures_in_row: 0,
+            row_began: None,
             up_at: None,
         }
     }
@@ -283,17 +289,27 @@ impl AttemptWindow {
         slice.failed += u32::from(attempt.sign != ReceiverSign::Well);
         slice.earliest = earlier(slice.earliest, Some(attempt.started));
         self.count_in_row(now, attempt, policy.window);
-        let Slice { failed, all, earliest } = self.sum();
+        let Slice { failed, all, earliest: mut counted_since } = self.sum();
         let reason = if all >= policy.attempts_min {
             let opens = policy.failure_rate.is_some_and(|rate| f64::from(failed) >= rate * f64::from(all));
-            opens.then(|| format!("{failed} of {all} attempts failed within {} s", policy.window.as_secs()))
+            // an outage shows in a row of failures long before the successes of the window before it are outweighed
+            let row = self.failures_in_row >= policy.attempts_min
+                && self.row_began.is_some_and(|began| now.saturating_duration_since(began) >= OUTAGE_MIN);
+            if opens {
+                Some(format!("{failed} of {all} attempts failed within {} s", policy.window.as_secs()))
+            } else if policy.failure_rate.is_some() && row {
+                counted_since = self.row_began;
+                Some(format!("{} attempts in a row failed", self.failures_in_row))
+            } else {
+                None
+            }
         } else {
             // an endpoint that never opens by itself does not open by this either
             let enough = policy.failure_rate.and(policy.failures_in_row);
             let opens = enough.is_some_and(|enough| self.failures_in_row >= enough);
             opens.then(|| format!("{} attempts in a row failed", self.failures_in_row))
         };
-        Some(Opening { reason: reason?, counted_since: earliest.unwrap_or(now) })
+        Some(Opening { reason: reason?, counted_since: counted_since.unwrap_or(now) })
     }
 
     /// Whether nothing of it counts any more.
@@ -309,10 +325,12 @@ impl AttemptWindow {
         match attempt.sign {
             ReceiverSign::Well | ReceiverSign::RefusesEvent => {
                 self.failures_in_row = 0;
+                self.row_began = None;
                 self.up_at = Some(now);
             }
             ReceiverSign::Failing => {
                 self.failures_in_row = self.failures_in_row.saturating_add(1);
+                self.row_began = self.row_began.or(Some(attempt.started));
                 let was_up = self.up_at.is_some_and(|at| now.saturating_duration_since(at) <= window);
                 if !was_up {
                     self.failures_in_row = self.failures_in_row.max(u32::from(attempt.number) + 1);
@@ -399,6 +417,16 @@ mod tests {
         let mut window = AttemptWindow::new(now);
         assert!((0..3_000).all(|_| count(&mut window, now, false, &policy).is_none()));
         assert!((0..25).all(|_| count(&mut window, now, true, &policy).is_none()));
+    }
+
+    #[test]
+    fn an_outage_after_many_successes_opens_it_once_it_is_no_hiccup() {
+        let (now, policy) = (Instant::now(), CircuitPolicy::default());
+        let mut window = AttemptWindow::new(now);
+        assert!((0..3_000).all(|_| count(&mut window, now, false, &policy).is_none()));
+        let at = |n: u32| now + Duration::from_millis(200) * n;
+        assert!((0..19).all(|n| count(&mut window, at(n), true, &policy).is_none()));
+        assert_eq!(count(&mut window, at(19), true, &policy).unwrap(), "20 attempts in a row failed");
     }
 
     #[test]

@@ -395,15 +395,23 @@ impl Endpoint {
         })
     }
 
-    /// Whether the URL of a delivery still leads where this endpoint is: to one of its URLs, whatever the query. A delivery
-    /// keeps the URL that was valid when it was accepted.
+    /// Whether the URL of a delivery is one that this endpoint still has, with parameters added to its query or without. A
+    /// delivery keeps the URL that was valid when it was accepted. The store's `webhook_is_at` answers the same.
     pub fn is_at(&self, delivery_url: &str) -> bool {
-        self.settings.urls().iter().any(|(_, url)| without_query(url.as_str()) == without_query(delivery_url))
+        let delivery_url = without_fragment(delivery_url);
+        self.settings.urls().iter().any(|(_, url)| {
+            let url = without_fragment(url.as_str());
+            delivery_url.strip_prefix(url).is_some_and(|added| {
+                added.is_empty()
+                    || url.ends_with(['?', '&'])
+                    || added.starts_with(if url.contains('?') { '&' } else { '?' })
+            })
+        })
     }
 }
 
-fn without_query(url: &str) -> &str {
-    url.split(['?', '#']).next().unwrap_or_default()
+fn without_fragment(url: &str) -> &str {
+    url.split('#').next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -476,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_where_its_urls_lead_whatever_the_query() {
+    fn an_endpoint_is_at_its_urls_with_parameters_or_without() {
         let urls = EndpointParts {
             postback_url: Some(Some("https://h/credit?k=v".into())),
             chargeback_url: Some(Some("https://h/debit#part".into())),
@@ -499,7 +507,10 @@ mod tests {
         };
         for (url, is_there) in [
             ("https://h/credit?k=v&amount=1", true),
-            ("https://h/credit", true),
+            ("https://h/credit?k=v", true),
+            ("https://h/credit", false),
+            ("https://h/credit?k=of_before&amount=1", false),
+            ("https://h/credit?k=v2", false),
             ("https://h/debit?amount=1#part", true),
             ("https://h/credit2?k=v", false),
             ("https://h/", false),

@@ -47,6 +47,9 @@ pub enum Verdict {
     /// The delivery waits on, and no attempt is used up: the request was a probe of an open circuit, and failed, or nothing
     /// could be sent at all.
     WaitsOn,
+    /// No attempt is used up: the delivery goes to a URL that its endpoint no longer has, and is tried again after a while that
+    /// doubles each time, up to an hour, until someone sends it to the current one or cancels it.
+    Postponed,
 }
 
 /// Why a delivery failed for good.
@@ -164,6 +167,22 @@ impl RetryPolicy {
                 self.judge(number, max_retries, outcome, rng)
             }
             (_, Some(ReceiverSign::Failing) | None) => Verdict::WaitsOn,
+        }
+    }
+
+    /// Judges an attempt at a URL that the endpoint no longer has. If the receiver there fails, no attempt is used up: nothing
+    /// that waits may become a dead letter because its endpoint has moved.
+    pub fn judge_elsewhere(
+        &self,
+        number: u8,
+        max_retries: u8,
+        outcome: &AttemptOutcome,
+        rng: &mut impl Rng,
+    ) -> Verdict {
+        match (outcome, self.judge_probe(number, max_retries, outcome, rng)) {
+            (AttemptOutcome::Unknown, _) => self.judge(number, max_retries, outcome, rng),
+            (_, Verdict::WaitsOn) => Verdict::Postponed,
+            (_, verdict) => verdict,
         }
     }
 

@@ -387,12 +387,13 @@ async fn what_was_counted_before_a_circuit_closed_does_not_open_it_again() {
     let database = TestDatabase::new().await;
     let api = TestService::start_with(Role::Api, database.clone(), &[]).await;
     let config = EndpointId::from_stored(api.api.register("http://127.0.0.1:1", json!({})).await);
+    let url: String = database.scalar("select postback_url from webhook_configs").await;
     let store = Database::new(database.options.clone(), 2);
-    assert!(store.open(config, "down", Duration::ZERO).await.unwrap().is_some());
+    assert!(store.open(config, &url, "down", Duration::ZERO).await.unwrap().is_some());
     api.api.patch(&format!("/api/webhooks/{config}"), json!({"circuit": {"state": "closed"}})).await;
 
-    assert_eq!(store.open(config, "down", Duration::from_mins(1)).await.unwrap(), None);
-    assert!(store.open(config, "down", Duration::ZERO).await.unwrap().is_some());
+    assert_eq!(store.open(config, &url, "down", Duration::from_mins(1)).await.unwrap(), None);
+    assert!(store.open(config, &url, "down", Duration::ZERO).await.unwrap().is_some());
     api.stop().await;
 }
 
@@ -494,37 +495,72 @@ async fn gone_from_a_url_that_the_config_had_before_disables_nothing() {
 }
 
 #[tokio::test]
-async fn what_goes_to_a_url_that_the_config_had_before_ends_by_itself_and_says_nothing_about_the_new_one() {
+async fn what_goes_to_a_url_that_the_config_had_before_waits_on_and_says_nothing_about_the_new_one() {
     let (old, new, service) =
         (TestReceiver::start().await, TestReceiver::start().await, TestService::start().await);
     let circuit =
         json!({"attempts_min": 1, "failures_in_row": 1, "cooldown_ms": 100, "cooldown_cap_ms": 100});
-    let settings = json!({"enabled": false, "max_retries": 1, "retry_base_ms": 1, "retry_cap_ms": 1, "circuit": circuit});
+    let settings = json!({"enabled": false, "max_retries": 0, "circuit": circuit});
     let config = service.api.register(&old.url, settings).await;
-    let mut to_old = Vec::new();
-    for _ in 0..3 {
-        to_old.push(service.api.credit(config).await);
-    }
-    old.reply_always(Reply::status(500));
     let path = format!("/api/webhooks/{config}");
-    service.api.patch(&path, json!({"postback_url": new.url, "enabled": true})).await;
+    old.reply_always(Reply::status(503).header("retry-after", "3600"));
+    let waiting_for_old = async |count: usize| {
+        service.api.patch(&path, json!({"enabled": false, "postback_url": old.url})).await;
+        let mut waiting = Vec::new();
+        for _ in 0..count {
+            waiting.push(service.api.credit(config).await);
+        }
+        service.api.patch(&path, json!({"postback_url": new.url})).await;
+        waiting
+    };
+    let tried = async |queue_id: &str| {
+        eventually("an attempt at the old URL", async || {
+            let delivery = service.api.get(&format!("/webhooks/{queue_id}")).await.json();
+            assert_eq!(delivery["retry_count"], 0, "{delivery}");
+            (delivery["attempts"][0]["probe"] == true).then_some(())
+        })
+        .await;
+    };
 
+    let to_old = waiting_for_old(3).await;
+    service.api.patch(&path, json!({"enabled": true})).await;
     for queue_id in &to_old {
-        let dead = service.api.delivery_in(queue_id, "failed").await;
-        assert_eq!(dead["retry_count"], 1);
+        tried(queue_id).await;
     }
     assert_eq!(service.api.get(&path).await.json()["circuit"]["state"], "closed");
+    let postponed: i64 = service
+        .database
+        .scalar("select count(*) from webhook_queue_open where ready_since is null and next_retry_at > created_at")
+        .await;
+    assert_eq!(postponed, 3);
 
     // the same while the circuit is open: what goes to the new one is what it is probed with
-    service.api.patch(&path, json!({"enabled": false, "postback_url": old.url})).await;
-    let to_old = service.api.credit(config).await;
-    service.api.patch(&path, json!({"postback_url": new.url})).await;
+    let open = async || {
+        let new_url = service.api.get(&path).await.json()["postback_url"].as_str().unwrap().to_owned();
+        let store = Database::new(service.database.options.clone(), 1);
+        let id = EndpointId::from_stored(config);
+        assert_eq!(store.open(id, &old.url, "it is elsewhere", Duration::ZERO).await.unwrap(), None);
+        assert!(store.open(id, &new_url, "down", Duration::ZERO).await.unwrap().is_some());
+    };
+    let more_to_old = waiting_for_old(20).await;
+    open().await;
     let to_new = service.api.credit(config).await;
-    let store = Database::new(service.database.options.clone(), 1);
-    assert!(store.open(EndpointId::from_stored(config), "down", Duration::ZERO).await.unwrap().is_some());
     service.api.patch(&path, json!({"enabled": true})).await;
     service.api.delivery_in(&to_new, "completed").await;
-    assert_eq!(service.api.delivery_in(&to_old, "failed").await["retry_count"], 1);
+
+    // if there is nothing else to probe with, the old one has no say in when the next probe is due
+    let last_to_old = waiting_for_old(1).await;
+    open().await;
+    service.api.patch(&path, json!({"enabled": true})).await;
+    tried(&last_to_old[0]).await;
+    let to_new = service.api.credit(config).await;
+    service.api.delivery_in(&to_new, "completed").await;
+
+    // and once the old one takes them, or they are sent to the new one, they are done
+    old.reply_always(Reply::status(200));
+    service.api.delivery_in(&more_to_old[0], "completed").await;
+    let moved = service.api.credit(config).await;
+    service.api.delivery_in(&moved, "completed").await;
     service.stop().await;
 }
 
@@ -558,8 +594,15 @@ async fn what_waits_and_what_is_dead_can_be_sent_to_the_current_url() {
             .unwrap()
             .contains(of_waiting.json()["queue_id"].as_str().unwrap())
     );
-    // asked again, nothing more is made
+    // asked again, nothing more is made; the event is the new delivery's
     assert_eq!(replay(&waiting).await.status, 200);
+    let again = service.api.post("/webhooks", body).await;
+    assert_eq!(
+        (again.status, &again.json()["queue_id"]),
+        (200, &of_waiting.json()["queue_id"]),
+        "{}",
+        again.text
+    );
 
     service.api.patch(&path, json!({"enabled": true})).await;
     let delivered =

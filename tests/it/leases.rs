@@ -422,6 +422,36 @@ async fn leases_that_nobody_uses_are_given_back_and_those_in_use_are_kept() {
 }
 
 #[tokio::test]
+async fn what_nobody_sent_is_no_loss_even_if_its_lease_has_been_taken_over() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let unused = |delivery: &LeasedDelivery| UnusedLease {
+        queue_id: delivery.queue_id,
+        worker_id: delivery.lease.worker_id.clone(),
+        locked_at: Some(delivery.lease.locked_at),
+    };
+    // commits stalled for longer than the lease: a claim, or an enqueue, whose answer was lost
+    for by_name in [false, true] {
+        let first = queue.claim(&claim(1, 10)).await.unwrap();
+        end_leases(&api).await;
+        let takeover = queue.claim(&claim(2, 10)).await.unwrap();
+        assert!(takeover[0].abandoned_for.is_some());
+
+        if by_name {
+            let workers = [WorkerId::new("test", 1, 1, 1)];
+            assert_eq!(queue.release_orphans(&workers, &[]).await.unwrap(), 1);
+        } else {
+            assert_eq!(queue.release(&[unused(&first[0])]).await.unwrap(), [first[0].queue_id]);
+        }
+
+        assert_eq!(queue.settle(&[&lost(&takeover[0])]).await.unwrap(), [Settled::LeaseLost]);
+        let again = queue.claim(&claim(3, 10)).await.unwrap();
+        assert_eq!((again[0].abandoned_for, again[0].attempt), (None, 0));
+        queue.release(&[unused(&again[0])]).await.unwrap();
+    }
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn a_takeover_that_is_given_back_leaves_the_loss_to_be_recorded() {
     let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
     let first = queue.claim(&claim(1, 10)).await.unwrap();

@@ -183,6 +183,18 @@ async fn starts_and_commands_behind_a_busy_pooler_come_to_an_end() {
         assert_eq!(process.api().get("/webhooks/stats").await.status, 200);
     }
     each_once(&database, &receiver, 3_000).await;
+    // what is looked up while many others use the pooler's servers
+    let ids: Vec<String> = database
+        .scalar(
+            "select array_agg(queue_id::text) from (select queue_id from webhook_queue limit 400) as part",
+        )
+        .await;
+    let api = &first.api();
+    let looked_up = futures_util::stream::iter(ids).map(|id| async move {
+        let found = api.get(&format!("/webhooks/{id}")).await;
+        assert_eq!(found.status, 200, "{}", found.text);
+    });
+    tokio::join!(looked_up.buffer_unordered(32).collect::<Vec<_>>(), enqueue(&first, config, 0..400));
     for process in started.into_iter().chain([first]) {
         process.signal("TERM");
         assert_eq!(process.wait(), Some(0));

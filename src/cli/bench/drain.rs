@@ -101,7 +101,8 @@ async fn http_only(rig: &Rig, requests: usize) -> anyhow::Result<f64> {
             while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
             {
                 let outcome = sender.send(&delivery, &endpoint).await;
-                anyhow::ensure!(outcome.status() == Some(200), "the receiver answered {outcome:?}");
+                let status = outcome.as_ref().and_then(AttemptOutcome::status);
+                anyhow::ensure!(status == Some(200), "the receiver answered {outcome:?}");
             }
             Ok(())
         })
@@ -281,7 +282,7 @@ struct StopAfter {
 
 #[async_trait]
 impl Sender for StopAfter {
-    async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> AttemptOutcome {
+    async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> Option<AttemptOutcome> {
         let outcome = self.sender.send(delivery, endpoint).await;
         if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.stop.cancel();

@@ -102,6 +102,10 @@ impl Begun {
         Self(Arc::new(AtomicBool::new(true)))
     }
 
+    fn has(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
     /// It has.
     pub fn note(&self) {
         self.0.store(true, Ordering::Release);
@@ -111,7 +115,7 @@ impl Begun {
 /// Answers 503 as long as the database is not ready. Why it is not is for operators: it stands in the log and under
 /// /health/ready.
 async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -> Response {
-    if begun.0.load(Ordering::Acquire) {
+    if begun.has() {
         return next.run(request).await;
     }
     ApiError::unavailable("the service is starting and waits for its database; try again").into_response()

@@ -185,6 +185,13 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
                 checks.push(held_deliveries(&operations).await);
                 checks.push(writes(&operations).await);
             }
+            if migrated && !operations.begun.has() {
+                checks.push(check(
+                    "start",
+                    false,
+                    "the service is starting; its API answers 503 until it has",
+                ));
+            }
         }
     }
     health_view(checks)
@@ -197,10 +204,16 @@ async fn writes(operations: &Operations) -> CheckView {
     }
 }
 
+/// How long a check waits for the database: whoever asks has little patience.
+const CHECK_LIMIT: Duration = Duration::from_secs(2);
+
 async fn oldest_ready(operations: &Operations) -> CheckView {
     const NAME: &str = "oldest_ready_delivery";
     let limit = operations.ready_age_max;
-    match operations.records.oldest_ready_age().await {
+    let Ok(age) = tokio::time::timeout(CHECK_LIMIT, operations.records.oldest_ready_age()).await else {
+        return check(NAME, false, "cannot be read in time: the queue may be locked");
+    };
+    match age {
         Err(_) => check(NAME, false, "cannot be read"),
         // what is held may wait all the same
         Ok(None) => check(NAME, true, "nothing waits that could be claimed"),

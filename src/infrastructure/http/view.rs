@@ -159,7 +159,7 @@ pub struct DeliveryView {
     webhook_url: String,
     /// The parameters as they were given.
     #[schema(value_type = Object)]
-    url_params: Box<serde_json::value::RawValue>,
+    pub url_params: Box<serde_json::value::RawValue>,
     /// Where it stands.
     #[schema(schema_with = schemas::status)]
     status: &'static str,

@@ -16,6 +16,7 @@ impl CircuitStore for Database {
     async fn open(
         &self,
         id: EndpointId,
+        url: &str,
         reason: &str,
         counted_for: Duration,
     ) -> Result<Option<Duration>, StoreError> {
@@ -30,10 +31,12 @@ impl CircuitStore for Database {
               and (circuit_changed_at is null or circuit_changed_at <= now() - $3 * interval '1 microsecond'
                    -- nor does a clock that was ahead keep it closed
                    or circuit_changed_at > now() + interval '1 second')
+              and (webhook_is_at($4, postback_url) or webhook_is_at($4, chargeback_url))
             returning circuit_cooldown_ms::bigint * 1000 as "probe_in_us!""#,
             id.get(),
             reason,
             counted_for.as_secs_f64() * 1e6,
+            url,
         )
         .fetch_optional(&mut *connection)
         })?;
@@ -69,6 +72,19 @@ impl CircuitStore for Database {
         .fetch_optional(&mut *connection)
         })?;
         Ok(probe_in.map(from_micros))
+    }
+
+    async fn probe_another(&self, id: EndpointId) -> Result<(), StoreError> {
+        within!(self.engine, REQUEST_LIMIT, |connection| {
+            sqlx::query!(
+                "-- circuits.probe_another
+            update webhook_configs set circuit_state = 'open', circuit_probe_at = now()
+            where id = $1 and circuit_state = 'half_open'",
+                id.get(),
+            )
+            .execute(&mut *connection)
+        })?;
+        Ok(())
     }
 
     async fn probe_now(&self, id: EndpointId) -> Result<bool, StoreError> {

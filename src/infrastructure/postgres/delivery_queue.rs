@@ -306,7 +306,7 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
         let ending = match attempt.verdict {
             Verdict::RetryIn(_) => Ending::Retry,
             Verdict::Completed | Verdict::DeadLetter(_) => Ending::Terminal,
-            Verdict::WaitsOn => Ending::WaitsOn,
+            Verdict::WaitsOn | Verdict::Postponed => Ending::WaitsOn,
         };
         let lost = attempt.times.duration().is_none();
         groups.entry((attempt.number, lost, ending)).or_default().push(attempt);
@@ -341,8 +341,7 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
               select from unnest($1::bigint[], $2::text[]) as gone (id, url)
               where gone.id = c.id
                 -- an URL that the endpoint had before says nothing about the one that it has now
-                and substring(gone.url from '^[^?#]*')
-                    in (substring(c.postback_url from '^[^?#]*'), substring(c.chargeback_url from '^[^?#]*')))",
+                and (webhook_is_at(gone.url, c.postback_url) or webhook_is_at(gone.url, c.chargeback_url)))",
             &gone,
             &urls as &[&str],
             DeadLetterReason::EndpointGone.as_str(),
@@ -376,7 +375,7 @@ async fn settle_group(
             "-- queue.settle\nselect * from webhook_settle_{number}_terminal($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
         ),
         Ending::WaitsOn => {
-            "-- queue.settle\nselect * from webhook_settle_probe($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+            "-- queue.settle\nselect * from webhook_settle_probe($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
                 .to_owned()
         }
     };
@@ -394,19 +393,20 @@ async fn settle_group(
     let query = match ending {
         Ending::Retry => query.bind(column!(|a| match a.verdict {
             Verdict::RetryIn(delay) => micros(delay),
-            Verdict::Completed | Verdict::DeadLetter(_) | Verdict::WaitsOn => {
+            Verdict::Completed | Verdict::DeadLetter(_) | Verdict::WaitsOn | Verdict::Postponed => {
                 unreachable!("grouped by verdict")
             }
         })),
-        Ending::WaitsOn => query,
+        Ending::WaitsOn => query.bind(column!(|a| a.verdict == Verdict::Postponed)),
         Ending::Terminal => query
             .bind(column!(|a| match a.verdict {
                 Verdict::DeadLetter(_) => "failed",
-                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn => "completed",
+                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn | Verdict::Postponed =>
+                    "completed",
             }))
             .bind(column!(|a| match a.verdict {
                 Verdict::DeadLetter(reason) => Some(reason.as_str()),
-                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn => None,
+                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn | Verdict::Postponed => None,
             })),
     };
     let written: HashSet<Uuid> = query.fetch_all(connection).await?.into_iter().collect();

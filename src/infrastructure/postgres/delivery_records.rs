@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
-use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
+use sqlx::{Connection as _, FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::{Database, REQUEST_LIMIT, from_micros, lacks_archive, scan, within};
 use crate::application::ports::{
@@ -236,8 +236,12 @@ select q.*, (select max(p.number) from webhook_probes p where p.queue_id = q.que
     if let Some(period) = probable_end(queue_id) {
         let periods = [period];
         push_open_or_ended_within(&mut query, &periods);
+        // a statement without a name lives from one message to the next: only within a transaction does a pooler send both to
+        // the same server
+        let mut transaction = connection.begin().await?;
         let row =
-            query.build_query_as::<DeliveryRow>().persistent(false).fetch_optional(&mut *connection).await?;
+            query.build_query_as::<DeliveryRow>().persistent(false).fetch_optional(&mut *transaction).await?;
+        transaction.commit().await?;
         if row.is_some() {
             return Ok(row.map(|row| row.0));
         }

@@ -147,7 +147,12 @@ impl Database {
 
 /// How this program connects. The parameter that is left out, for the digits of floating-point numbers, has been the default
 /// since PostgreSQL 12, and `PgBouncer` refuses it.
-fn ours(options: PgConnectOptions) -> PgConnectOptions {
+fn ours(mut options: PgConnectOptions) -> PgConnectOptions {
+    // the brackets of an IPv6 address belong to the URL
+    if let Some(address) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        let address = address.to_owned();
+        options = options.host(&address);
+    }
     options.application_name("webhook-processor").extra_float_digits(None).disable_statement_logging()
 }
 
@@ -300,4 +305,15 @@ fn micros(duration: Duration) -> i64 {
 /// A duration that SQL tells in microseconds; what lies in the past is zero.
 fn from_micros(micros: i64) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_in_a_url_is_connected_to_without_its_brackets() {
+        let options = ours("postgres://app@[::1]:5433/shop".parse().unwrap());
+        assert_eq!((options.get_host(), options.get_port()), ("::1", 5433));
+    }
 }

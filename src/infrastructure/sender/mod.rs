@@ -1,7 +1,6 @@
 //! Requests to receivers: bounded in time and size, and only to addresses that the operator allows.
 
 mod address_guard;
-mod connect_limit;
 mod errors;
 mod time_limit;
 
@@ -18,15 +17,14 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tracing::error;
 
 use self::address_guard::GuardedResolver;
-use self::connect_limit::ConnectLimit;
 use self::errors::{describe, is_own_fault};
-use self::time_limit::TimeLimit;
+use self::time_limit::{Over, TimeLimit};
 use crate::application::ports::Sender;
 use crate::domain::address::{AddressPolicy, ForbiddenAddress};
 use crate::domain::attempt::{Answer, AttemptOutcome};
@@ -56,7 +54,7 @@ pub struct SenderSettings {
 
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
 pub struct HttpSender {
-    client: Client<ConnectLimit<HttpsConnector<HttpConnector<GuardedResolver>>>, Empty<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, Empty<Bytes>>,
     /// Why nothing can be sent over TLS, if so.
     tls_fault: Option<String>,
     settings: SenderSettings,
@@ -66,6 +64,8 @@ pub struct HttpSender {
 enum NoAnswer {
     /// Nothing was sent, for a reason that is ours.
     NotSent(String),
+    /// Nothing was sent, because this process stood still for too long.
+    TooLate,
     /// The receiver cannot be reached, or broke off.
     Failed(String),
     /// It did not begin to answer in time.
@@ -92,7 +92,7 @@ impl HttpSender {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_LIMIT)
             .pool_max_idle_per_host(settings.idle_connections_max)
-            .build(ConnectLimit::new(connector, settings.timeout));
+            .build(connector);
         Ok(Self { client, tls_fault, settings })
     }
 
@@ -113,11 +113,15 @@ impl HttpSender {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = url;
         *request.headers_mut() = headers(delivery, endpoint);
-        let response = match limit.of(self.client.request(request)).await {
-            None => return Err(NoAnswer::TimedOut),
-            Some(Err(error)) if is_own_fault(&error) => return Err(NoAnswer::NotSent(describe(&error))),
-            Some(Err(error)) => return Err(NoAnswer::Failed(describe(&error))),
-            Some(Ok(response)) => response,
+        // it is known just before the request is handed to the connection
+        let connection = capture_connection(&mut request);
+        let has_connection = || connection.connection_metadata().is_some();
+        let response = match limit.of_what_may_begin(self.client.request(request), has_connection).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) if is_own_fault(&error) => return Err(NoAnswer::NotSent(describe(&error))),
+            Ok(Err(error)) => return Err(NoAnswer::Failed(describe(&error))),
+            Err(Over::Before) => return Err(NoAnswer::TooLate),
+            Err(Over::Within) => return Err(NoAnswer::TimedOut),
         };
         // from here on the receiver has answered, whatever becomes of the body
         let status = response.status().as_u16();
@@ -185,17 +189,18 @@ fn tls_config() -> anyhow::Result<(ClientConfig, Option<String>)> {
 
 #[async_trait]
 impl Sender for HttpSender {
-    async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> AttemptOutcome {
+    async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> Option<AttemptOutcome> {
         let limit = TimeLimit::new(endpoint.settings.timeout.min(self.settings.timeout));
         let shortened = |error: String| error.chars().take(ERROR_CHARS_MAX).collect();
-        match self.get(delivery, endpoint, &limit).await {
+        Some(match self.get(delivery, endpoint, &limit).await {
             Ok(answer) => AttemptOutcome::Answered(answer),
+            Err(NoAnswer::TooLate) => return None,
             Err(NoAnswer::NotSent(error)) => AttemptOutcome::NotSent { error: shortened(error) },
             Err(NoAnswer::Failed(error)) => AttemptOutcome::Unanswered { error: shortened(error) },
             Err(NoAnswer::TimedOut) => {
                 AttemptOutcome::Unanswered { error: format!("timed out after {} ms", limit.millis()) }
             }
-        }
+        })
     }
 }
 

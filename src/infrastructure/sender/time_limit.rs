@@ -1,6 +1,8 @@
 //! How long an attempt may take, where a pause of this process must not be mistaken for a slow receiver.
 
+use std::future::Future;
 use std::sync::OnceLock;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -47,10 +49,42 @@ impl TimeLimit {
         timeout_at(last_moment, work).await.ok()
     }
 
+    /// The same, where what is not under way by the deadline must not begin any more: nothing is sent when the lease may be over
+    /// and another worker may have sent it. No timer sees to that, since the work is looked at before it: after a pause, a
+    /// connection may be ready.
+    pub async fn of_what_may_begin<T>(
+        &self,
+        work: impl Future<Output = T>,
+        is_under_way: impl Fn() -> bool,
+    ) -> Result<T, Over> {
+        let mut work = std::pin::pin!(work);
+        let guarded = std::future::poll_fn(|context| {
+            if Instant::now() >= self.deadline && !is_under_way() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(context).map(Some)
+        });
+        let late_by = || Instant::now().saturating_duration_since(self.deadline);
+        match self.of(guarded).await.flatten() {
+            Some(done) => Ok(done),
+            None if !is_under_way() && late_by() > LATE => Err(Over::Before),
+            None => Err(Over::Within),
+        }
+    }
+
     /// Its length in milliseconds.
     pub fn millis(&self) -> u128 {
         self.length.as_millis()
     }
+}
+
+/// When a time was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// Before the work was under way, because of a pause.
+    Before,
+    /// While it was, or because it took too long to begin.
+    Within,
 }
 
 #[cfg(test)]
@@ -79,6 +113,18 @@ mod tests {
             assert!(begun.elapsed() < GRACE_AFTER_PAUSE * 30, "it never ends");
         }
         assert!(begun.elapsed() >= GRACE_AFTER_PAUSE);
+    }
+
+    #[tokio::test]
+    async fn after_a_pause_nothing_begins_that_was_not_under_way() {
+        for (is_under_way, expected) in [(true, Ok(())), (false, Err(Over::Before))] {
+            let limit = TimeLimit::new(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(60));
+            let connection_is_ready = std::future::ready(());
+            assert_eq!(limit.of_what_may_begin(connection_is_ready, || is_under_way).await, expected);
+        }
+        let limit = TimeLimit::new(Duration::from_millis(20));
+        assert_eq!(limit.of_what_may_begin(std::future::pending::<()>(), || true).await, Err(Over::Within));
     }
 
     #[tokio::test]
