@@ -1014,7 +1014,7 @@ async fn of_a_deliverys_failed_probes_the_newest_are_kept_and_all_are_counted() 
                  update webhook_queue_open
                  set status = 'processing', worker_id = 'w', locked_at = now(), lock_expires_at = now() + interval '1 minute';
                  perform webhook_settle_probe(array[queue_id], array['w'], array[now()], array[(1000 - n) * 1000000::bigint], array[0::bigint],
-                   array[n], array[500::smallint], array['body ' || n], array['the receiver answered 500']) from webhook_queue_open;
+                   array[n], array[500::smallint], array['body ' || n], array['the receiver answered 500'], array[false]) from webhook_queue_open;
                end loop;
              end $$",
         )
