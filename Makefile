@@ -20,6 +20,19 @@ prerequisites:
 	@scripts/install-prerequisites
 
 # Receivers on this machine are allowed for local trials, unless EGRESS_ALLOW says otherwise, here or in .env.
+.PHONY: deps
+deps: prerequisites ## fetch all dependencies
+	cargo fetch --locked
+
+.PHONY: build
+build: prerequisites ## build the program (RELEASE=1 for speed)
+	cargo build --locked $(profile)
+
+.PHONY: dev-setup
+dev-setup: prerequisites deps ## prepare a clone: .env, dependencies, a migrated database
+	[ -e .env ] || cp .env.example .env
+	cargo run --locked $(profile) -- migrate
+
 .PHONY: run
 run: prerequisites ## run the API and the workers (RELEASE=1 for speed); without DATABASE_URL on a private PostgreSQL
 	@if [ -z "$${EGRESS_ALLOW+set}" ] && ! grep -Eqs '^[[:space:]]*(export[[:space:]]+)?EGRESS_ALLOW=' .env; then \
@@ -34,14 +47,27 @@ test: prerequisites ## run all tests, on a private PostgreSQL of their own (PG=1
 	exec cargo test --locked $(profile)
 
 .PHONY: check
-check: prerequisites ## check formatting, lints and documentation
+check: prerequisites ## check formatting, lints, documentation, and that .sqlx and schema/ are up to date
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
+	scripts/prepare-queries --check
 
 .PHONY: check-documents
 check-documents: prerequisites ## check /openapi.json and /metrics of a running program
 	scripts/check-documents
+
+.PHONY: openapi
+openapi: prerequisites ## write docs/openapi.json anew after a change of the API
+	WRITE_OPENAPI=1 cargo test --locked --quiet --test it the_openapi_document_is_committed
+
+.PHONY: check-scripts
+check-scripts: ## check the shell scripts
+	scripts/check-scripts
+
+.PHONY: check-dependencies
+check-dependencies: prerequisites ## check licences, banned crates and sources of all dependencies
+	scripts/check-dependencies
 
 .PHONY: bench
 bench: prerequisites ## measure this machine and write docs/benchmarks.md (20 minutes)
@@ -60,7 +86,7 @@ migrate: prerequisites ## bring the database up to date
 	cargo run --locked $(profile) -- migrate
 
 .PHONY: prepare
-prepare: prerequisites ## regenerate .sqlx after a change of a query or a migration
+prepare: prerequisites ## regenerate .sqlx and schema/ after a change of a query or a migration
 	scripts/prepare-queries
 
 # Connects without a request, which the receiver would count.

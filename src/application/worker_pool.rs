@@ -296,12 +296,14 @@ impl WorkerPool {
     }
 
     async fn promote_what_is_due(self: Arc<Self>, stop: CancellationToken) {
+        let mut backoff = PROMOTE_POLL;
         loop {
             let rescheduled = self.wakeup.rescheduled();
             let mut rescheduled = pin!(rescheduled);
             rescheduled.as_mut().enable();
             let pause = match self.queue.promote(PROMOTE_MAX).await {
                 Ok(promotion) => {
+                    backoff = PROMOTE_POLL;
                     if promotion.promoted > 0 {
                         debug!(deliveries = promotion.promoted, "made ready");
                         self.wakeup.announce();
@@ -309,8 +311,13 @@ impl WorkerPool {
                     promotion.next_due_in.unwrap_or(PROMOTE_POLL).min(PROMOTE_POLL)
                 }
                 Err(cause) => {
-                    debug!(error = %cause, "cannot make deliveries ready");
-                    PROMOTE_POLL
+                    warn_unless_passing(
+                        cause,
+                        "retries and events for later cannot be made ready; they wait",
+                    );
+                    let pause = backoff;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    pause
                 }
             };
             tokio::select! {
@@ -344,7 +351,7 @@ impl WorkerPool {
                     }
                 }
                 Err(cause) => {
-                    debug!(error = %cause, "cannot look for expired leases of endpoints that are held");
+                    warn_unless_passing(cause, "cannot look for expired leases of endpoints that are held");
                 }
             }
             tokio::select! {
@@ -385,6 +392,17 @@ where
             () = stop.cancelled() => return,
             () = sleep(AFTER_PANIC) => {}
         }
+    }
+}
+
+/// While the store is away, the claimer says so for all loops. Anything else is a fault that nobody else would see.
+fn warn_unless_passing(cause: StoreError, what: &'static str) {
+    let passes = cause.passes();
+    let error = format!("{:#}", anyhow::Error::new(cause));
+    if passes {
+        debug!(error, "{what}");
+    } else {
+        warn!(error, "{what}");
     }
 }
 

@@ -15,22 +15,31 @@ pub struct Held {
     pub oldest_age: Option<Duration>,
 }
 
+/// What holds a delivery that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldBy {
+    /// Its config is disabled.
+    PausedConfig,
+    /// The circuit is open or half open.
+    OpenCircuit,
+    /// `max_in_flight` or `rate_limit_per_second`.
+    Limit,
+}
+
 impl Held {
     /// All of them.
     pub fn total(&self) -> u64 {
         self.paused + self.circuit_open + self.limited
     }
 
-    /// Adds `count` deliveries that are held for `reason`, the oldest of them due for `age`. Answers whether it is a reason.
-    pub fn add(&mut self, reason: &str, count: u64, age: Option<Duration>) -> bool {
-        match reason {
-            "paused" => self.paused += count,
-            "circuit_open" => self.circuit_open += count,
-            "limited" => self.limited += count,
-            _ => return false,
+    /// Adds `count` deliveries, the oldest of them due for `age`.
+    pub fn add(&mut self, by: HeldBy, count: u64, age: Option<Duration>) {
+        match by {
+            HeldBy::PausedConfig => self.paused += count,
+            HeldBy::OpenCircuit => self.circuit_open += count,
+            HeldBy::Limit => self.limited += count,
         }
         self.oldest_age = self.oldest_age.max(age);
-        true
     }
 }
 

@@ -469,9 +469,7 @@ async fn every_column_has_a_comment() {
         r"select format('column %s.%s', c.relname, a.attname)
           from pg_class c
           join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-          where c.relname in ('webhook_queue', 'webhook_configs', 'webhook_event_keys', 'webhook_statistics',
-                              'webhook_statistics_progress', 'webhook_probes', 'webhook_limit_states',
-                              'webhook_retired_archives')
+          where c.relname like 'webhook\_%' and c.relkind in ('r', 'p') and not c.relispartition
             and col_description(c.oid, a.attnum) is null
           union all
           select format('relation %s', c.relname)

@@ -28,6 +28,46 @@ async fn the_openapi_document_and_its_page_are_served() {
     service.stop().await;
 }
 
+/// So that a change of the contract is seen in review. `make openapi` writes it anew.
+#[test]
+fn the_openapi_document_is_committed() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
+    let current = serde_json::to_string_pretty(&openapi()).unwrap() + "\n";
+    if std::env::var_os("WRITE_OPENAPI").is_some() {
+        std::fs::write(path, &current).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap();
+    assert!(committed == current, "docs/openapi.json is stale: run `make openapi`");
+}
+
+/// The business does not know what it runs on: a change of database, framework or clock stays at the edge.
+#[test]
+fn the_inner_layers_know_nothing_of_the_outer_ones() {
+    const OUTSIDE: [&str; 6] = ["sqlx", "axum", "hyper", "reqwest", "crate::infrastructure", "crate::cli"];
+    const AMBIENT: [&str; 5] = ["Utc::now", "Instant::now", "SystemTime", "rand::rng", "std::env"];
+    for (layer, forbidden) in
+        [("domain", [&OUTSIDE[..], &AMBIENT].concat()), ("application", OUTSIDE.to_vec())]
+    {
+        let directory = format!("{}/src/{layer}", env!("CARGO_MANIFEST_DIR"));
+        let mut files = 0;
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(
+                path.extension().is_some_and(|extension| extension == "rs"),
+                "{} is not looked into",
+                path.display()
+            );
+            let text = std::fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            for word in &forbidden {
+                assert!(!text.contains(word), "{} names {word}", path.display());
+            }
+            files += 1;
+        }
+        assert!(files > 5, "{layer}");
+    }
+}
+
 #[test]
 fn the_openapi_document_names_every_route_of_the_contract() {
     let document = serde_json::to_value(openapi()).unwrap();

@@ -16,5 +16,6 @@ mod pooler;
 mod processes;
 mod reaching;
 mod readiness;
+mod schema;
 mod support;
 mod upkeep;

@@ -255,9 +255,6 @@ async fn an_event_is_remembered_for_as_long_as_its_delivery_is_open() {
         .await;
 
     retire(&service.database, DAY).await;
-    // a process of an earlier version forgets by age
-    service.database.execute("select webhook_forget_events('1 day', 10000)").await;
-
     let again = service.api.post("/webhooks", bonus).await;
     assert_eq!((again.status, &again.json()["queue_id"]), (200, &first.json()["queue_id"]), "{}", again.text);
     service.stop().await;

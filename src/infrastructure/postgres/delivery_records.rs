@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
-use super::{Database, REQUEST_LIMIT, from_micros, lacks_archive, scan, within};
+use super::{Database, REQUEST_LIMIT, from_micros, inconsistent, lacks_archive, scan, within};
 use crate::application::ports::{
     Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError, Upkeep as _,
 };
@@ -19,7 +20,7 @@ use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::RETRIES_MAX;
-use crate::domain::statistics::DurationCounts;
+use crate::domain::statistics::{DurationCounts, HeldBy};
 
 #[async_trait]
 impl DeliveryRecords for Database {
@@ -93,22 +94,23 @@ impl DeliveryRecords for Database {
         let mut durations = DurationCounts::default();
         for fact in facts {
             let occurrences = fact.occurrences.unsigned_abs();
-            match fact.fact.as_str() {
-                "ready" => {
+            match fact.fact.parse().map_err(inconsistent)? {
+                Fact::Open(OpenState::Ready) => {
                     statistics.pending += occurrences;
                     statistics.oldest_ready_age = fact.oldest_us.map(from_micros);
                 }
-                "scheduled" => statistics.pending += occurrences,
-                reason if statistics.held.add(reason, occurrences, fact.oldest_us.map(from_micros)) => {
+                Fact::Open(OpenState::Scheduled) => statistics.pending += occurrences,
+                Fact::Open(OpenState::Held(by)) => {
                     statistics.pending += occurrences;
+                    statistics.held.add(by, occurrences, fact.oldest_us.map(from_micros));
                 }
-                "processing" => statistics.processing += occurrences,
-                "completed" => statistics.completed += occurrences,
-                "failed" => statistics.failed += occurrences,
-                "cancelled" => statistics.cancelled += occurrences,
-                attempt => {
+                Fact::Open(OpenState::Processing) => statistics.processing += occurrences,
+                Fact::Ended(Final::Completed) => statistics.completed += occurrences,
+                Fact::Ended(Final::Failed) => statistics.failed += occurrences,
+                Fact::Ended(Final::Cancelled) => statistics.cancelled += occurrences,
+                Fact::Attempt { is_retry } => {
                     statistics.attempts += occurrences;
-                    if attempt == "retry" {
+                    if is_retry {
                         statistics.retries += occurrences;
                     }
                     // an attempt that was lost with its worker has no duration
@@ -141,14 +143,11 @@ impl DeliveryRecords for Database {
         let mut backlog = Backlog::default();
         for row in rows {
             let deliveries = row.deliveries.unsigned_abs();
-            match row.state.as_str() {
-                "ready" => backlog.ready = deliveries,
-                "scheduled" => backlog.scheduled = deliveries,
-                "processing" => backlog.processing = deliveries,
-                reason => {
-                    let known = backlog.held.add(reason, deliveries, row.oldest_us.map(from_micros));
-                    debug_assert!(known, "webhook_open_deliveries knows no {reason}");
-                }
+            match row.state.parse().map_err(inconsistent)? {
+                OpenState::Ready => backlog.ready = deliveries,
+                OpenState::Scheduled => backlog.scheduled = deliveries,
+                OpenState::Processing => backlog.processing = deliveries,
+                OpenState::Held(by) => backlog.held.add(by, deliveries, row.oldest_us.map(from_micros)),
             }
         }
         Ok(backlog)
@@ -161,6 +160,67 @@ impl DeliveryRecords for Database {
         )
         .fetch_one(&mut *connection))?;
         Ok(age.map(from_micros))
+    }
+}
+
+/// What a row of `webhook_statistics_and_holds` counts.
+#[derive(Debug, Clone, Copy)]
+enum Fact {
+    Open(OpenState),
+    Ended(Final),
+    Attempt { is_retry: bool },
+}
+
+/// A final status.
+#[derive(Debug, Clone, Copy)]
+enum Final {
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+/// What an open delivery waits for, as `webhook_open_deliveries` names it.
+#[derive(Debug, Clone, Copy)]
+enum OpenState {
+    Ready,
+    Scheduled,
+    Processing,
+    Held(HeldBy),
+}
+
+/// The database counts something that this program has no name for. It must not be counted as something else.
+#[derive(Debug, thiserror::Error)]
+#[error("the statistics count \"{0}\", which this program does not know")]
+struct UnknownFact(String);
+
+impl FromStr for Fact {
+    type Err = UnknownFact;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFact> {
+        Ok(match name {
+            "completed" => Self::Ended(Final::Completed),
+            "failed" => Self::Ended(Final::Failed),
+            "cancelled" => Self::Ended(Final::Cancelled),
+            "attempt" => Self::Attempt { is_retry: false },
+            "retry" => Self::Attempt { is_retry: true },
+            open => Self::Open(open.parse()?),
+        })
+    }
+}
+
+impl FromStr for OpenState {
+    type Err = UnknownFact;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFact> {
+        Ok(match name {
+            "ready" => Self::Ready,
+            "scheduled" => Self::Scheduled,
+            "processing" => Self::Processing,
+            "paused" => Self::Held(HeldBy::PausedConfig),
+            "circuit_open" => Self::Held(HeldBy::OpenCircuit),
+            "limited" => Self::Held(HeldBy::Limit),
+            _ => return Err(UnknownFact(name.to_owned())),
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, PgConnection, Postgres};
@@ -286,15 +287,19 @@ fn is_missing_table(error: &StoreError) -> bool {
 }
 
 /// Whether a terminal row had no archive to go to, since the clock has run past the last one: the open partition, where
-/// it ended up instead, refused it by a CHECK.
+/// it ended up instead, refused it by its CHECK.
 fn lacks_archive(error: &StoreError) -> bool {
-    has_code(error, "23514")
+    let constraint = refusal(error).and_then(DatabaseError::constraint);
+    constraint == Some("the open partition holds open deliveries")
 }
 
 /// Whether the database refused with this SQLSTATE.
 fn has_code(error: &StoreError, code: &str) -> bool {
-    let driver = error.cause().downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    driver.and_then(sqlx::error::DatabaseError::code).is_some_and(|found| found == code)
+    refusal(error).and_then(DatabaseError::code).is_some_and(|found| found == code)
+}
+
+fn refusal(error: &StoreError) -> Option<&dyn DatabaseError> {
+    error.cause().downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error)
 }
 
 /// Microseconds for SQL, which adds them to its own clock.

@@ -1,56 +1,33 @@
--- What keeps a delivery from being sent twice where a known outcome comes late, from being held by a lease that nobody uses,
--- and a healthy receiver from being held by its circuit. ARCHITECTURE.md says why.
+-- Taking leases, and giving back those that nobody uses.
 
--- A lease that expired belongs to the worker that takes it over, but what the first worker learned still counts, until
--- somebody sends the delivery again. So the first lease is kept beside the new one.
--- No CHECK joins the two columns: each one costs a claim and a settle some 10 %, since it is read for each statement.
-ALTER TABLE webhook_queue ADD COLUMN abandoned_by text, ADD COLUMN abandoned_at timestamptz;
-COMMENT ON COLUMN webhook_queue.abandoned_by IS 'The worker whose lease expired before it reported an outcome; until the delivery is sent again, its outcome is still accepted.';
-COMMENT ON COLUMN webhook_queue.abandoned_at IS 'When that lease was taken.';
-
-ALTER TABLE webhook_event_keys ADD COLUMN cancelled_at timestamptz;
-COMMENT ON COLUMN webhook_event_keys.cancelled_at IS 'When the delivery was cancelled: whoever sends the event again is told that nothing will be delivered.';
-
-ALTER TABLE webhook_configs
-  ADD COLUMN circuit_failures_in_row int DEFAULT 5,
-  ADD COLUMN circuit_probe_error text,
-  ADD CONSTRAINT "a circuit opens after 1 to 10,000 failures in a row" CHECK (circuit_failures_in_row BETWEEN 1 AND 10000);
-COMMENT ON COLUMN webhook_configs.circuit_failures_in_row IS 'After how many failures in a row the circuit of an endpoint with little traffic opens; NULL: it does not.';
-COMMENT ON COLUMN webhook_configs.circuit_probe_error IS 'How the last probe failed; NULL: none has failed since the circuit opened.';
-COMMENT ON COLUMN webhook_configs.circuit_reason IS 'Why it opened.';
-COMMENT ON COLUMN webhook_configs.circuit_changed_at IS 'When it last opened or closed; NULL: never. Probes change nothing about it.';
-
-CREATE TABLE webhook_circuit_openings (
-  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  config_id bigint NOT NULL,
-  opened_at timestamptz NOT NULL,
-  reason text NOT NULL,
-  closed_at timestamptz
-);
-CREATE INDEX webhook_circuit_openings_config ON webhook_circuit_openings (config_id, opened_at);
-COMMENT ON TABLE webhook_circuit_openings IS 'When the circuits of endpoints were open, and why.';
-COMMENT ON COLUMN webhook_circuit_openings.id IS 'A running number.';
-COMMENT ON COLUMN webhook_circuit_openings.config_id IS 'The endpoint.';
-COMMENT ON COLUMN webhook_circuit_openings.opened_at IS 'When its circuit opened.';
-COMMENT ON COLUMN webhook_circuit_openings.reason IS 'Why.';
-COMMENT ON COLUMN webhook_circuit_openings.closed_at IS 'When it closed again; NULL: it has not.';
-
--- A trigger, so that no way to open or close a circuit forgets it. Probes do not fire it.
-CREATE FUNCTION webhook_note_circuit_opening() RETURNS trigger
+-- Makes ready what was scheduled for a time that has come. So a claim never steps over a million future retries.
+-- Answers how many, and the microseconds until the next one is due, NULL if none is scheduled.
+CREATE FUNCTION webhook_promote(p_limit int) RETURNS TABLE (promoted bigint, next_due_us bigint)
 LANGUAGE plpgsql
+SET lock_timeout = '10s'
+SET enable_sort = off
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 BEGIN
-  IF NEW.circuit_state = 'closed' THEN
-    UPDATE webhook_circuit_openings SET closed_at = now() WHERE config_id = NEW.id AND closed_at IS NULL;
-  ELSE
-    INSERT INTO webhook_circuit_openings (config_id, opened_at, reason) VALUES (NEW.id, now(), NEW.circuit_reason);
-  END IF;
-  RETURN NULL;
+  WITH due AS MATERIALIZED (
+    SELECT q.queue_id FROM webhook_queue_open q
+    WHERE q.ready_since IS NULL AND q.next_retry_at <= now()
+    ORDER BY q.next_retry_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+  )
+  UPDATE webhook_queue_open q SET ready_since = now(), updated_at = now()
+  FROM due WHERE q.queue_id = due.queue_id;
+  GET DIAGNOSTICS promoted = ROW_COUNT;
+  next_due_us := (
+    SELECT extract(epoch FROM q.next_retry_at - clock_timestamp()) * 1000000 FROM webhook_queue_open q
+    WHERE q.ready_since IS NULL ORDER BY q.next_retry_at LIMIT 1)::bigint;
+  RETURN NEXT;
 END $$;
-COMMENT ON FUNCTION webhook_note_circuit_opening IS 'Keeps the history of a circuit.';
-CREATE TRIGGER webhook_configs_circuit AFTER UPDATE OF circuit_state ON webhook_configs
-  FOR EACH ROW WHEN ((OLD.circuit_state = 'closed') <> (NEW.circuit_state = 'closed'))
-  EXECUTE FUNCTION webhook_note_circuit_opening();
+COMMENT ON FUNCTION webhook_promote IS 'Makes ready what was scheduled for a time that has come.';
 
 -- How many attempts a second may begin at an endpoint whose circuit has just closed: 10 in the first second, twice as many
 -- in each one after, for ten seconds. NULL: as many as its limits allow.
@@ -59,15 +36,6 @@ LANGUAGE sql STABLE
 RETURN CASE WHEN p_state = 'closed' AND p_changed_at > now() - interval '10 seconds' AND p_changed_at < now() + interval '1 second'
             THEN (10 * 2 ^ floor(greatest(extract(epoch FROM now() - p_changed_at), 0)))::int END;
 COMMENT ON FUNCTION webhook_ramp_rate IS 'The rate to which an endpoint is limited while it recovers.';
-
--- Whether a delivery's URL is an endpoint's, with parameters added to its query or without. NULL if the endpoint has none.
-CREATE FUNCTION webhook_is_at(p_delivery_url text, p_endpoint_url text) RETURNS boolean
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN split_part(p_delivery_url, '#', 1) = split_part(p_endpoint_url, '#', 1)
-    OR starts_with(p_delivery_url, split_part(p_endpoint_url, '#', 1)
-                                   || CASE WHEN strpos(split_part(p_endpoint_url, '#', 1), '?') = 0 THEN '?'
-                                           WHEN right(split_part(p_endpoint_url, '#', 1), 1) IN ('?', '&') THEN '' ELSE '&' END);
-COMMENT ON FUNCTION webhook_is_at IS 'Whether a delivery goes to a URL that an endpoint still has.';
 
 -- The delivery to probe an open circuit with: near the front of the line, one for a URL that the endpoint still has, which has
 -- used up no attempt, or at least one for such a URL. A delivery that its receiver never takes must not keep the circuit open,
@@ -110,10 +78,13 @@ RETURN (SELECT q.ready_since FROM webhook_queue_open q
         ORDER BY q.ready_since OFFSET 20000 LIMIT 1);
 COMMENT ON FUNCTION webhook_front_end IS 'Where the front of an endpoint''s line of ready deliveries ends.';
 
--- As in 0004, and: a probe waits for more urgent deliveries and for max_in_flight too; an urgent delivery whose lease has
--- expired counts as waiting; a rate is not held up by a clock that was ahead once; a circuit that has just closed lets
--- traffic grow step by step.
-CREATE OR REPLACE FUNCTION webhook_room(p_config_id bigint, p_priority int, p_probe boolean) RETURNS int
+-- How many deliveries of one endpoint a claim may take if its circuit or its limits have a say. Claims take turns at such an
+-- endpoint: one that meets another there gets nothing. A claim serves it in its most urgent priority only, so that no room is
+-- given twice. A probe waits for more urgent deliveries and for max_in_flight, too; an urgent delivery whose lease has expired
+-- counts as waiting. A circuit that has just closed lets traffic grow step by step.
+-- Attempts are granted starts ahead, for 100 ms or up to the next one, each 1 / rate after the one before (GCRA). So claims may
+-- come late without slowing an endpoint down, and a late claim makes no burst.
+CREATE FUNCTION webhook_room(p_config_id bigint, p_priority int, p_probe boolean) RETURNS int
 LANGUAGE plpgsql
 SET enable_sort = off
 SET enable_seqscan = off
@@ -172,6 +143,7 @@ BEGIN
   END IF;
   RETURN least(greatest(room, 0), 1000000);
 END $$;
+COMMENT ON FUNCTION webhook_room IS 'How many deliveries a claim may take from an endpoint that has limits, or whose circuit is not closed.';
 
 -- Starts are granted at most 100 ms ahead, or one: a time further ahead was noted while the clock was.
 CREATE FUNCTION webhook_next_start(p_noted timestamptz, p_rate int) RETURNS timestamptz
@@ -179,8 +151,10 @@ LANGUAGE sql STABLE
 RETURN CASE WHEN p_noted > now() + interval '1 second' + interval '2 seconds' / p_rate THEN now() ELSE p_noted END;
 COMMENT ON FUNCTION webhook_next_start IS 'When the next attempt may begin at an endpoint whose rate is limited.';
 
--- As in 0004; of an endpoint all priorities are noted in one row, and no clock that was ahead once is believed.
-CREATE OR REPLACE FUNCTION webhook_note_claimed(p_config_ids bigint[], p_priorities smallint[], p_ready_sinces timestamptz[], p_rate_limits int[])
+-- Notes what a claim has chosen at endpoints with limits, where webhook_room looks for it: all priorities of an endpoint in one
+-- row. Answers for each in how many microseconds its attempt may begin; NULL if the rate is not limited. Endpoints that are
+-- only probed are not noted.
+CREATE FUNCTION webhook_note_claimed(p_config_ids bigint[], p_priorities smallint[], p_ready_sinces timestamptz[], p_rate_limits int[])
 RETURNS bigint[]
 LANGUAGE plpgsql
 SET enable_seqscan = off
@@ -217,12 +191,22 @@ BEGIN
   FROM chosen LEFT JOIN noted ON noted.config_id = chosen.config_id;
   RETURN starts_in_us;
 END $$;
+COMMENT ON FUNCTION webhook_note_claimed IS 'Notes what a claim has chosen at endpoints with limits, and paces it.';
 
--- As in 0004 and 0005, and:
--- * p_share and p_rooms hold for an endpoint, whatever the priorities of its deliveries.
--- * A lease that is taken over is kept as the abandoned one; `abandoned_at` says since when nobody knows the outcome.
--- * Of an endpoint that is held, only what could be under a lease is looked at: claims begin at the front of the line.
-CREATE OR REPLACE FUNCTION webhook_claim(p_worker_ids text[], p_lease interval, p_after bigint, p_held boolean,
+-- Takes leases for p_worker_ids, one for each entry at most, fairly: for each priority a loose index scan walks the endpoints
+-- that have ready deliveries, first those after p_after, then the others, until the batch is full. So an endpoint with a
+-- million waiting deliveries costs the others one index probe. Every filter stands before a LIMIT. Priorities are served in
+-- their order whatever the plan, and rows are taken by their place, which saves a look-up for each.
+-- A delivery whose lease has expired is taken over too. The lost lease is kept as the abandoned one; `abandoned_at` in the
+-- answer says since when nobody knows the outcome.
+-- p_share bounds what is taken from one endpoint, all priorities together; for those in p_config_ids, p_rooms does. So the
+-- caller sees to it that a slow endpoint never holds all of its leases.
+-- With p_held it takes instead the expired leases of endpoints that are held (disabled, or their circuit is not closed), which
+-- would otherwise stay leased. Only the front of each line is looked at: claims begin there.
+-- p_floors are hints: at the endpoint and priority of each of p_floor_keys (config_id * 4 + priority) nothing waits that has
+-- been ready for longer. The scan then begins there, and does not step over the index entries of what was claimed before,
+-- which stay for as long as a transaction elsewhere might still want to see them.
+CREATE FUNCTION webhook_claim(p_worker_ids text[], p_lease interval, p_after bigint, p_held boolean,
                               p_share int, p_config_ids bigint[], p_rooms int[],
                               p_floor_keys bigint[] DEFAULT '{}', p_floors timestamptz[] DEFAULT '{}')
 RETURNS TABLE (
@@ -389,233 +373,12 @@ BEGIN
             (extract(epoch FROM clock_timestamp() - greatest(q.created_at, q.next_retry_at)) * 1000000)::bigint,
             q.priority, q.ready_since, due.probe, due.max_in_flight IS NOT NULL, due.starts_in_us;
 END $$;
-
--- As in 0002, and: an outcome also counts where the lease has expired and was taken over, as long as nobody has sent the
--- delivery since: the lease that it names is then the abandoned one. If the takeover has recorded the outcome as unknown
--- already, the known one takes its place.
-DO $create$
-DECLARE
-  pinned CONSTANT text := $pinned$LANGUAGE plpgsql
-    SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
-    SET lock_timeout = '10s'
-    SET plan_cache_mode = force_generic_plan$pinned$;
-  attempt_parameters CONSTANT text := '
-    p_queue_ids uuid[], p_workers text[], p_locked_ats timestamptz[],
-    p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms int[], p_http_statuses smallint[],
-    p_bodies text[], p_errors text[]';
-  attempt_arrays CONSTANT text := '
-    p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors';
-  attempt_columns CONSTANT text := 'queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error';
-  fence CONSTANT text := 'q.queue_id = o.queue_id
-            AND (q.worker_id = o.worker AND q.locked_at = o.locked_at AND q.retry_count = %1$s
-                 OR q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at AND q.retry_count IN (%1$s, %1$s + 1))';
-  kept CONSTANT text := 'id, queue_id, event_type, event_id, config_id, webhook_url, url_params, priority, max_retries,
-    correlation_id, traceparent, replay_of, created_at, next_retry_at, deleted_at';
-  earlier text;
-BEGIN
-  FOR n IN 0..6 LOOP
-    SELECT coalesce(string_agg(format(
-      'retry_%1$s_started_at, retry_%1$s_completed_at, retry_%1$s_duration_ms, retry_%1$s_http_status, retry_%1$s_response_body, retry_%1$s_error, ', k), '' ORDER BY k), '')
-    INTO earlier FROM generate_series(0, n - 1) AS k;
-
-    IF n < 6 THEN  -- attempt 6 is the last: nothing follows it
-    EXECUTE format($f$
-      CREATE OR REPLACE FUNCTION webhook_settle_%1$s_retry(%3$s, p_delays_us bigint[]) RETURNS SETOF uuid %2$s AS $body$
-      BEGIN
-        RETURN QUERY
-        WITH outcome AS MATERIALIZED (SELECT * FROM unnest(%4$s, p_delays_us) AS o (%5$s, delay_us))
-        UPDATE webhook_queue_open q
-        SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(),
-            -- an outcome without a duration is unknown: until the delivery is sent again, a known one may come
-            abandoned_by = CASE WHEN o.duration_ms IS NULL THEN q.abandoned_by END,
-            abandoned_at = CASE WHEN o.duration_ms IS NULL THEN q.abandoned_at END,
-            retry_count = %1$s + 1,
-            next_retry_at = now() + o.delay_us * interval '1 microsecond',
-            ready_since = NULL,
-            retry_%1$s_started_at = now() - o.age_us * interval '1 microsecond',
-            retry_%1$s_completed_at = now() - (o.age_us - o.length_us) * interval '1 microsecond',
-            retry_%1$s_duration_ms = o.duration_ms,
-            retry_%1$s_http_status = o.http_status,
-            retry_%1$s_response_body = o.body,
-            retry_%1$s_error = o.error
-        FROM outcome o
-        WHERE %6$s
-        RETURNING q.queue_id;
-      END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, format(fence, n));
-    END IF;
-
-    EXECUTE format($f$
-      CREATE OR REPLACE FUNCTION webhook_settle_%1$s_terminal(%3$s, p_statuses text[], p_reasons text[]) RETURNS SETOF uuid %2$s AS $body$
-      BEGIN
-        RETURN QUERY
-        WITH outcome AS MATERIALIZED (SELECT * FROM unnest(%4$s, p_statuses, p_reasons) AS o (%5$s, final_status, reason)),
-        settled AS (
-          DELETE FROM webhook_queue_open q USING outcome o
-          WHERE %8$s
-          RETURNING q.*, o.age_us, o.length_us, o.duration_ms, o.http_status, o.body, o.error, o.final_status, o.reason)
-        INSERT INTO webhook_queue (%6$s, retry_count, %7$s
-          retry_%1$s_started_at, retry_%1$s_completed_at, retry_%1$s_duration_ms, retry_%1$s_http_status, retry_%1$s_response_body, retry_%1$s_error,
-          status, status_reason, ready_since, completed_at, updated_at, settled_in)
-        SELECT %6$s, %1$s, %7$s
-          now() - age_us * interval '1 microsecond', now() - (age_us - length_us) * interval '1 microsecond', duration_ms, http_status, body, error,
-          final_status, reason, NULL, now(), now(), pg_current_xact_id()::text::bigint
-        FROM settled
-        RETURNING webhook_queue.queue_id;
-      END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, kept, earlier, format(fence, n));
-  END LOOP;
-
-  SELECT string_agg(format(
-    'retry_%1$s_started_at, retry_%1$s_completed_at, retry_%1$s_duration_ms, retry_%1$s_http_status, retry_%1$s_response_body, retry_%1$s_error', k), ', ' ORDER BY k)
-  INTO earlier FROM generate_series(0, 6) AS k;
-  EXECUTE format($f$
-    CREATE OR REPLACE FUNCTION webhook_cancel(p_queue_ids uuid[], p_reason text) RETURNS SETOF uuid %1$s AS $body$
-    BEGIN
-      RETURN QUERY
-      WITH wanted AS MATERIALIZED (SELECT w.queue_id FROM unnest(p_queue_ids) AS w (queue_id)),
-      cancelled AS (
-        DELETE FROM webhook_queue_open q USING wanted w
-        WHERE q.queue_id = w.queue_id AND q.status = 'pending'
-        RETURNING q.*),
-      -- so that whoever sends the event again learns that it is not delivered
-      noted AS (
-        UPDATE webhook_event_keys k SET cancelled_at = now() FROM cancelled c
-        WHERE k.config_id = c.config_id AND k.queue_id = c.queue_id
-          -- its own key, that of the replay that it is, or both
-          AND (k.event_id, k.event_type) IN ((c.event_id, c.event_type), (c.replay_of::text, 'replay')))
-      INSERT INTO webhook_queue (%2$s, retry_count, %3$s, status, status_reason, ready_since, completed_at, updated_at, settled_in)
-      SELECT %2$s, c.retry_count, %3$s, 'cancelled', p_reason, NULL, now(), now(), pg_current_xact_id()::text::bigint
-      FROM cancelled c
-      RETURNING webhook_queue.queue_id;
-    END $body$ $f$, pinned, kept, earlier);
-END $create$;
-
--- As in 0007, and: nothing is leased at an endpoint that recovers, which claims alone can pace; of a duplicate it says
--- whether the delivery that the same event made was cancelled.
-DROP FUNCTION webhook_enqueue(uuid[], text[], text[], boolean[], bigint[], timestamptz[], text[], text[], smallint[],
-    smallint[], timestamptz[], text[], text[], uuid[], text[], bigint[]);
-CREATE FUNCTION webhook_enqueue(
-  p_queue_ids uuid[], p_event_types text[], p_event_ids text[], p_named boolean[], p_config_ids bigint[],
-  p_config_revisions timestamptz[], p_urls text[], p_params text[], p_priorities smallint[], p_max_retries smallint[],
-  p_scheduled_ats timestamptz[], p_correlation_ids text[], p_traceparents text[], p_replays uuid[],
-  p_worker_ids text[], p_leases_us bigint[])
-RETURNS TABLE (queue_id uuid, first_queue_id uuid, locked_at timestamptz, first_cancelled boolean)
-LANGUAGE plpgsql
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_mergejoin = off
-SET jit = off
-SET lock_timeout = '10s'
-SET plan_cache_mode = force_generic_plan
-AS $$
-#variable_conflict use_column
-DECLARE
-  stored_ids uuid[];
-  leased_ids uuid[];
-BEGIN
-  WITH incoming AS MATERIALIZED (
-    SELECT i.queue_id, i.event_type, i.event_id, i.named, i.config_id, i.url, i.params, i.priority, i.max_retries,
-           i.scheduled_at, i.correlation_id, i.traceparent, i.replay_of, i.lease_us,
-           CASE WHEN c.enabled AND c.circuit_state = 'closed' AND num_nonnulls(c.max_in_flight, c.rate_limit_per_second) = 0
-                     AND webhook_ramp_rate(c.circuit_state, c.circuit_changed_at) IS NULL
-                     AND (i.scheduled_at > now()) IS NOT TRUE
-                THEN i.worker_id END AS worker_id
-    FROM unnest(p_queue_ids, p_event_types, p_event_ids, p_named, p_config_ids, p_config_revisions, p_urls, p_params,
-                p_priorities, p_max_retries, p_scheduled_ats, p_correlation_ids, p_traceparents, p_replays,
-                p_worker_ids, p_leases_us)
-      AS i (queue_id, event_type, event_id, named, config_id, config_revision, url, params,
-            priority, max_retries, scheduled_at, correlation_id, traceparent, replay_of, worker_id, lease_us)
-    -- one by one, whatever the planner believes (OFFSET 0): a batch has few endpoints, the table may have thousands
-    CROSS JOIN LATERAL (SELECT * FROM webhook_configs c
-                        WHERE c.id = i.config_id AND c.updated_at = i.config_revision AND c.deleted_at IS NULL OFFSET 0) AS c
-  ), remembered AS (
-    INSERT INTO webhook_event_keys (config_id, event_type, event_id, queue_id)
-    SELECT i.config_id, CASE WHEN i.replay_of IS NULL THEN i.event_type ELSE 'replay' END,
-           coalesce(i.replay_of::text, i.event_id), i.queue_id
-    FROM incoming i WHERE i.named
-    ON CONFLICT DO NOTHING
-    RETURNING webhook_event_keys.queue_id
-  ), stored AS (
-    INSERT INTO webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, url_params, priority, max_retries,
-                               next_retry_at, ready_since, correlation_id, traceparent, replay_of,
-                               status, worker_id, locked_at, lock_expires_at)
-    SELECT i.queue_id, i.event_type, i.event_id, i.config_id, i.url, i.params::json, i.priority, i.max_retries,
-           greatest(i.scheduled_at, now()), CASE WHEN i.scheduled_at > now() THEN NULL ELSE now() END,
-           i.correlation_id, i.traceparent, i.replay_of,
-           CASE WHEN i.worker_id IS NULL THEN 'pending' ELSE 'processing' END, i.worker_id,
-           CASE WHEN i.worker_id IS NOT NULL THEN now() END,
-           CASE WHEN i.worker_id IS NOT NULL THEN now() + i.lease_us * interval '1 microsecond' END
-    FROM incoming i
-    WHERE NOT i.named OR i.queue_id IN (SELECT r.queue_id FROM remembered r)
-    RETURNING webhook_queue.queue_id, webhook_queue.worker_id
-  )
-  SELECT coalesce(array_agg(s.queue_id), '{}'), array_agg(s.queue_id) FILTER (WHERE s.worker_id IS NOT NULL)
-  INTO stored_ids, leased_ids FROM stored s;
-
-  IF leased_ids IS NOT NULL THEN
-    RETURN QUERY SELECT l.queue_id, NULL::uuid, now(), false FROM unnest(leased_ids) AS l (queue_id);
-  END IF;
-  IF cardinality(stored_ids) < cardinality(p_queue_ids) THEN
-    -- a new statement, so a new snapshot: it sees the rows that the conflict was with
-    RETURN QUERY
-    SELECT i.queue_id, k.queue_id, NULL::timestamptz, k.cancelled_at IS NOT NULL
-    FROM unnest(p_queue_ids, p_event_types, p_event_ids, p_named, p_config_ids, p_replays)
-      AS i (queue_id, event_type, event_id, named, config_id, replay_of)
-    LEFT JOIN LATERAL (
-      SELECT k.queue_id, k.cancelled_at FROM webhook_event_keys k
-      WHERE i.named AND k.event_id = coalesce(i.replay_of::text, i.event_id) AND k.config_id = i.config_id
-        AND k.event_type = CASE WHEN i.replay_of IS NULL THEN i.event_type ELSE 'replay' END OFFSET 0) AS k ON true
-    WHERE i.queue_id <> ALL (stored_ids);
-  END IF;
-END $$;
-COMMENT ON FUNCTION webhook_enqueue(uuid[], text[], text[], boolean[], bigint[], timestamptz[], text[], text[], smallint[],
-    smallint[], timestamptz[], text[], text[], uuid[], text[], bigint[])
-  IS 'Stores deliveries, each event once for each endpoint, under a lease where one is wanted and can be had; answers those that are leased, and those that it did not store.';
-
--- Sends a delivery that waits to another URL, as what that is: the one that waits is cancelled, and a new one that refers to
--- it is stored, in one transaction. Answers nothing if the delivery does not wait any more; else one row: what webhook_enqueue
--- says, or NULLs where the new delivery is stored.
-CREATE FUNCTION webhook_reroute(
-  p_replay_of uuid, p_reason text, p_queue_id uuid, p_event_type text, p_event_id text, p_config_id bigint,
-  p_config_revision timestamptz, p_url text, p_params text, p_priority smallint, p_max_retries smallint,
-  p_scheduled_at timestamptz, p_correlation_id text, p_traceparent text)
-RETURNS TABLE (queue_id uuid, first_queue_id uuid, locked_at timestamptz, first_cancelled boolean)
-LANGUAGE plpgsql
-SET lock_timeout = '10s'
-AS $$
-#variable_conflict use_column
-BEGIN
-  -- an endpoint that has changed since is found before anything is cancelled
-  PERFORM FROM webhook_configs c
-  WHERE c.id = p_config_id AND c.updated_at = p_config_revision AND c.deleted_at IS NULL FOR KEY SHARE;
-  IF NOT FOUND THEN
-    RETURN QUERY SELECT p_queue_id, NULL::uuid, NULL::timestamptz, false;
-    RETURN;
-  END IF;
-  IF (SELECT count(*) FROM webhook_cancel(ARRAY[p_replay_of], p_reason)) = 0 THEN RETURN; END IF;
-  RETURN QUERY
-  SELECT p_queue_id, e.first_queue_id, NULL::timestamptz, e.first_cancelled
-  FROM (SELECT 1) AS one
-  LEFT JOIN webhook_enqueue(
-    ARRAY[p_queue_id], ARRAY[p_event_type], ARRAY[p_event_id], ARRAY[true], ARRAY[p_config_id], ARRAY[p_config_revision],
-    ARRAY[p_url], ARRAY[p_params], ARRAY[p_priority], ARRAY[p_max_retries], ARRAY[p_scheduled_at], ARRAY[p_correlation_id],
-    ARRAY[p_traceparent], ARRAY[p_replay_of], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[]) AS e ON true;
-  IF NOT EXISTS (SELECT FROM webhook_event_keys k
-                 WHERE k.event_id = p_replay_of::text AND k.event_type = 'replay' AND k.config_id = p_config_id) THEN
-    -- it has changed in this very moment: nothing is done
-    RAISE EXCEPTION 'the endpoint has changed' USING ERRCODE = 'serialization_failure';
-  END IF;
-  -- the event is the new delivery's from now on: whoever sends it again is told of that one
-  UPDATE webhook_event_keys k SET queue_id = p_queue_id, cancelled_at = NULL
-  WHERE k.event_id = p_event_id AND k.config_id = p_config_id AND k.queue_id = p_replay_of AND k.event_type <> 'replay';
-END $$;
-COMMENT ON FUNCTION webhook_reroute IS 'Cancels a delivery that waits, and stores another in its place, to another URL.';
+COMMENT ON FUNCTION webhook_claim IS 'Takes leases on a fair batch of ready deliveries.';
 
 -- Gives leases back that nobody uses: their deliveries are ready again, as if nobody had taken them. Each entry names a
 -- lease; where p_locked_ats is NULL, it is the one that the delivery was stored under. A lease that was taken over from
 -- another is that other one again, which has expired. If the lease that is given back has been taken over itself, the takeover is
 -- void: there is no loss to record. Answers the deliveries.
-DROP FUNCTION webhook_release;
 CREATE FUNCTION webhook_release(p_queue_ids uuid[], p_worker_ids text[], p_locked_ats timestamptz[]) RETURNS SETOF uuid
 LANGUAGE sql
 SET enable_seqscan = off
@@ -676,6 +439,3 @@ BEGIN
   RETURN released;
 END $$;
 COMMENT ON FUNCTION webhook_release_orphans IS 'Gives back the leases of claims whose answers were lost.';
-
-ALTER FUNCTION webhook_promote(int) SET lock_timeout = '10s';
-ALTER FUNCTION webhook_settle_probe SET lock_timeout = '10s';

@@ -1,51 +1,4 @@
--- The endpoints, the queue and what guards them. ARCHITECTURE.md says why the queue has this shape.
-
-CREATE TABLE webhook_configs (
-  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  name text NOT NULL,
-  postback_url text,
-  chargeback_url text,
-  headers jsonb NOT NULL DEFAULT '{}',
-  timeout_ms int NOT NULL DEFAULT 30000,
-  max_retries smallint NOT NULL DEFAULT 6,
-  retry_base_ms int NOT NULL DEFAULT 1000,
-  retry_cap_ms int NOT NULL DEFAULT 300000,
-  retry_jitter double precision NOT NULL DEFAULT 0.25,
-  priority smallint NOT NULL DEFAULT 2,
-  enabled boolean NOT NULL DEFAULT true,
-  disabled_reason text,
-  created_at timestamptz NOT NULL DEFAULT now(),
-  updated_at timestamptz NOT NULL DEFAULT now(),
-  deleted_at timestamptz,
-  CONSTRAINT "an endpoint has a name" CHECK (name <> ''),
-  CONSTRAINT "an endpoint has a postback or a chargeback URL" CHECK (num_nonnulls(postback_url, chargeback_url) > 0),
-  CONSTRAINT "headers are an object" CHECK (jsonb_typeof(headers) = 'object'),
-  CONSTRAINT "an attempt takes from 1 ms to 5 min" CHECK (timeout_ms BETWEEN 1 AND 300000),
-  CONSTRAINT "there are at most 6 retries" CHECK (max_retries BETWEEN 0 AND 6),
-  CONSTRAINT "a retry waits from 1 ms to 1 day" CHECK (1 <= retry_base_ms AND retry_base_ms <= retry_cap_ms AND retry_cap_ms <= 86400000),
-  CONSTRAINT "jitter is a share below 1" CHECK (0 <= retry_jitter AND retry_jitter < 1),
-  CONSTRAINT "priority is from 0, critical, to 3, low" CHECK (priority BETWEEN 0 AND 3),
-  CONSTRAINT "only a disabled endpoint has a reason for it" CHECK (disabled_reason IS NULL OR NOT enabled),
-  CONSTRAINT "a deleted endpoint is disabled" CHECK (deleted_at IS NULL OR NOT enabled)
-);
-
-COMMENT ON TABLE webhook_configs IS 'Endpoints: where deliveries go, and how. Rows are never removed, so that the audit stays whole.';
-COMMENT ON COLUMN webhook_configs.id IS 'Names the endpoint in the API and in webhook_queue.config_id.';
-COMMENT ON COLUMN webhook_configs.name IS 'For people.';
-COMMENT ON COLUMN webhook_configs.postback_url IS 'Where +credit events go; NULL: this endpoint takes none.';
-COMMENT ON COLUMN webhook_configs.chargeback_url IS 'Where -debit events go; NULL: this endpoint takes none.';
-COMMENT ON COLUMN webhook_configs.headers IS 'Request headers to send with each attempt, name to value. May hold credentials.';
-COMMENT ON COLUMN webhook_configs.timeout_ms IS 'Limit of one attempt, from connect to the end of the body, in milliseconds; HTTP_TIMEOUT is the upper bound.';
-COMMENT ON COLUMN webhook_configs.max_retries IS 'Attempts after the first; copied to each delivery when it is accepted.';
-COMMENT ON COLUMN webhook_configs.retry_base_ms IS 'Delay before the first retry, in milliseconds; doubled for each one after.';
-COMMENT ON COLUMN webhook_configs.retry_cap_ms IS 'Upper bound of that delay before jitter, in milliseconds.';
-COMMENT ON COLUMN webhook_configs.retry_jitter IS 'Share by which a delay may be longer or shorter, from 0 to below 1.';
-COMMENT ON COLUMN webhook_configs.priority IS 'Priority of its deliveries where the event names none: 0 (critical) to 3 (low).';
-COMMENT ON COLUMN webhook_configs.enabled IS 'False: deliveries are accepted and wait.';
-COMMENT ON COLUMN webhook_configs.disabled_reason IS 'Why it was disabled by the service itself, for instance after 410 Gone.';
-COMMENT ON COLUMN webhook_configs.created_at IS 'When it was registered.';
-COMMENT ON COLUMN webhook_configs.updated_at IS 'When it last changed; serves as the revision that an enqueue is checked against.';
-COMMENT ON COLUMN webhook_configs.deleted_at IS 'When it was deleted; its open deliveries were cancelled then.';
+-- The queue, what guards it against duplicates, and the views of it. ARCHITECTURE.md says why the queue has this shape.
 
 CREATE SEQUENCE webhook_queue_id_seq AS bigint;
 
@@ -69,6 +22,11 @@ CREATE TABLE webhook_queue (
   worker_id text,
   locked_at timestamptz,
   lock_expires_at timestamptz,
+  -- A lease that expired belongs to the worker that takes it over, but what the first worker learned still counts, until
+  -- somebody sends the delivery again. So the first lease is kept beside the new one. No CHECK joins the two columns: each
+  -- CHECK costs a claim and a settle some 10 %, since it is read for each statement.
+  abandoned_by text,
+  abandoned_at timestamptz,
   updated_at timestamptz NOT NULL DEFAULT now(),
 
   -- changed by a settle
@@ -107,7 +65,6 @@ CREATE TABLE webhook_queue (
   CONSTRAINT "a failed or cancelled delivery, and no other, has a reason"
     CHECK ((status IN ('failed', 'cancelled')) = (status_reason IS NOT NULL))
 ) PARTITION BY RANGE (completed_at);
-
 COMMENT ON TABLE webhook_queue IS 'Deliveries: each is one event owed to one endpoint. Open ones are in webhook_queue_open, terminal ones in an archive of the day on which they ended.';
 COMMENT ON COLUMN webhook_queue.id IS 'A running number for people; not indexed.';
 COMMENT ON COLUMN webhook_queue.queue_id IS 'Names the delivery (UUIDv7).';
@@ -126,6 +83,8 @@ COMMENT ON COLUMN webhook_queue.status IS 'pending, processing, completed, faile
 COMMENT ON COLUMN webhook_queue.worker_id IS 'Lease: the worker that holds it.';
 COMMENT ON COLUMN webhook_queue.locked_at IS 'Lease: when it was taken; with worker_id it is what a settle must name.';
 COMMENT ON COLUMN webhook_queue.lock_expires_at IS 'Lease: when another worker may take the delivery over.';
+COMMENT ON COLUMN webhook_queue.abandoned_by IS 'The worker whose lease expired before it reported an outcome; until the delivery is sent again, its outcome is still accepted.';
+COMMENT ON COLUMN webhook_queue.abandoned_at IS 'When that lease was taken.';
 COMMENT ON COLUMN webhook_queue.updated_at IS 'When the row last changed.';
 COMMENT ON COLUMN webhook_queue.retry_count IS 'Number of the attempt that is next, under way, or was the last.';
 COMMENT ON COLUMN webhook_queue.next_retry_at IS 'When the next attempt is due, or was.';
@@ -151,7 +110,9 @@ CREATE TABLE webhook_queue_open PARTITION OF webhook_queue (
   CONSTRAINT "the open partition holds open deliveries" CHECK (completed_at IS NULL),
   PRIMARY KEY (queue_id)
 ) DEFAULT WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
 CREATE INDEX webhook_queue_open_ready ON webhook_queue_open (priority, config_id, ready_since) WHERE ready_since IS NOT NULL;
+
 CREATE INDEX webhook_queue_open_scheduled ON webhook_queue_open (next_retry_at) WHERE ready_since IS NULL;
 COMMENT ON TABLE webhook_queue_open IS 'The deliveries that may still be attempted.';
 
@@ -161,33 +122,67 @@ CREATE TABLE webhook_event_keys (
   event_id text NOT NULL,
   queue_id uuid NOT NULL,
   remembered_at timestamptz NOT NULL DEFAULT now(),
+  cancelled_at timestamptz,
   -- event_id first, so that what became of an event is found by it alone
   PRIMARY KEY (event_id, event_type, config_id)
 );
-CREATE INDEX webhook_event_keys_age ON webhook_event_keys (remembered_at);
 COMMENT ON TABLE webhook_event_keys IS 'Events that callers named, so that the same event makes one delivery an endpoint, and replays, so that a delivery is replayed once. A table of its own: settles need not maintain its index.';
 COMMENT ON COLUMN webhook_event_keys.config_id IS 'The endpoint.';
 COMMENT ON COLUMN webhook_event_keys.event_type IS 'The event''s type, or `replay`.';
 COMMENT ON COLUMN webhook_event_keys.event_id IS 'The event''s id, as the caller gave it; of a replay, the delivery that it repeats.';
 COMMENT ON COLUMN webhook_event_keys.queue_id IS 'The delivery that the first enqueue made.';
-COMMENT ON COLUMN webhook_event_keys.remembered_at IS 'When that was; the key is forgotten ARCHIVE_RETENTION later.';
+COMMENT ON COLUMN webhook_event_keys.remembered_at IS 'When that was; the key is forgotten with the archive of its delivery, that of a replay with the archive of the delivery that it repeats.';
+COMMENT ON COLUMN webhook_event_keys.cancelled_at IS 'When the delivery was cancelled: whoever sends the event again is told that nothing will be delivered.';
+
+-- Failed probes are numbered, so that their count survives when all but the newest 100 of a delivery are removed.
+CREATE TABLE webhook_probes (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  queue_id uuid NOT NULL,
+  number int NOT NULL,
+  attempt smallint NOT NULL,
+  started_at timestamptz NOT NULL,
+  completed_at timestamptz NOT NULL,
+  duration_ms int,
+  http_status smallint,
+  response_body text,
+  error text
+);
+COMMENT ON TABLE webhook_probes IS 'Requests that were made to see whether a receiver is back, and failed: they use up no attempt of their deliveries. The newest 100 of each delivery are kept. One that succeeds is the attempt itself.';
+COMMENT ON COLUMN webhook_probes.id IS 'A running number.';
+COMMENT ON COLUMN webhook_probes.queue_id IS 'The delivery that was sent.';
+COMMENT ON COLUMN webhook_probes.number IS 'Which failed probe of its delivery it is, from 1: the highest says how many there were, of which the newest 100 are kept.';
+COMMENT ON COLUMN webhook_probes.attempt IS 'The number that the attempt would have had.';
+COMMENT ON COLUMN webhook_probes.started_at IS 'When it began.';
+COMMENT ON COLUMN webhook_probes.completed_at IS 'When it ended.';
+COMMENT ON COLUMN webhook_probes.duration_ms IS 'Time from connect to the end of the body, in milliseconds.';
+COMMENT ON COLUMN webhook_probes.http_status IS 'Status of the response; NULL if none came.';
+COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_probes.error IS 'What went wrong, in words.';
+
+CREATE INDEX webhook_probes_number ON webhook_probes (queue_id, number);
 
 CREATE VIEW webhook_attempts AS
 SELECT q.queue_id, q.config_id, q.event_type, q.event_id, q.webhook_url, q.status, q.created_at,
        a.attempt, a.started_at, a.completed_at, a.duration_ms, a.http_status, a.response_body, a.error,
-       q.completed_at AS delivery_completed_at
+       q.completed_at AS delivery_completed_at, a.probe
 FROM webhook_queue q
-CROSS JOIN LATERAL (VALUES
-  (0, q.retry_0_started_at, q.retry_0_completed_at, q.retry_0_duration_ms, q.retry_0_http_status, q.retry_0_response_body, q.retry_0_error),
-  (1, q.retry_1_started_at, q.retry_1_completed_at, q.retry_1_duration_ms, q.retry_1_http_status, q.retry_1_response_body, q.retry_1_error),
-  (2, q.retry_2_started_at, q.retry_2_completed_at, q.retry_2_duration_ms, q.retry_2_http_status, q.retry_2_response_body, q.retry_2_error),
-  (3, q.retry_3_started_at, q.retry_3_completed_at, q.retry_3_duration_ms, q.retry_3_http_status, q.retry_3_response_body, q.retry_3_error),
-  (4, q.retry_4_started_at, q.retry_4_completed_at, q.retry_4_duration_ms, q.retry_4_http_status, q.retry_4_response_body, q.retry_4_error),
-  (5, q.retry_5_started_at, q.retry_5_completed_at, q.retry_5_duration_ms, q.retry_5_http_status, q.retry_5_response_body, q.retry_5_error),
-  (6, q.retry_6_started_at, q.retry_6_completed_at, q.retry_6_duration_ms, q.retry_6_http_status, q.retry_6_response_body, q.retry_6_error)
-) AS a (attempt, started_at, completed_at, duration_ms, http_status, response_body, error)
+CROSS JOIN LATERAL (
+  SELECT *, false
+  FROM (VALUES
+    (0, q.retry_0_started_at, q.retry_0_completed_at, q.retry_0_duration_ms, q.retry_0_http_status, q.retry_0_response_body, q.retry_0_error),
+    (1, q.retry_1_started_at, q.retry_1_completed_at, q.retry_1_duration_ms, q.retry_1_http_status, q.retry_1_response_body, q.retry_1_error),
+    (2, q.retry_2_started_at, q.retry_2_completed_at, q.retry_2_duration_ms, q.retry_2_http_status, q.retry_2_response_body, q.retry_2_error),
+    (3, q.retry_3_started_at, q.retry_3_completed_at, q.retry_3_duration_ms, q.retry_3_http_status, q.retry_3_response_body, q.retry_3_error),
+    (4, q.retry_4_started_at, q.retry_4_completed_at, q.retry_4_duration_ms, q.retry_4_http_status, q.retry_4_response_body, q.retry_4_error),
+    (5, q.retry_5_started_at, q.retry_5_completed_at, q.retry_5_duration_ms, q.retry_5_http_status, q.retry_5_response_body, q.retry_5_error),
+    (6, q.retry_6_started_at, q.retry_6_completed_at, q.retry_6_duration_ms, q.retry_6_http_status, q.retry_6_response_body, q.retry_6_error)
+  ) AS made
+  UNION ALL
+  SELECT p.attempt, p.started_at, p.completed_at, p.duration_ms, p.http_status, p.response_body, p.error, true
+  FROM webhook_probes p WHERE p.queue_id = q.queue_id
+) AS a (attempt, started_at, completed_at, duration_ms, http_status, response_body, error, probe)
 WHERE a.started_at IS NOT NULL;
-COMMENT ON VIEW webhook_attempts IS 'One row an attempt: what was requested, when, and what the receiver said. A condition on delivery_completed_at leaves archives out.';
+COMMENT ON VIEW webhook_attempts IS 'One row an attempt, failed probes among them (probe): what was requested, when, and what the receiver said. A condition on delivery_completed_at leaves archives out.';
 
 CREATE VIEW webhook_dead_letters AS
 SELECT q.queue_id, q.config_id, c.name AS config_name, q.event_type, q.event_id, q.webhook_url, q.url_params,
@@ -202,7 +197,21 @@ CROSS JOIN LATERAL (VALUES
   (6, q.retry_6_http_status, q.retry_6_error)
 ) AS a (attempt, http_status, error)
 WHERE q.status = 'failed' AND q.completed_at IS NOT NULL AND a.attempt = q.retry_count;
--- The deliveries of an event, its replays, and theirs.
+COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt: nothing will attempt them again unless asked.';
+
+-- What is held. A delivery that is due but may not be claimed is held, and its endpoint says why. The order is that of the
+-- reasons: one that is paused is paused, whatever else it is.
+CREATE VIEW webhook_holds AS
+SELECT c.id AS config_id,
+       CASE WHEN NOT c.enabled THEN 'paused'
+            WHEN c.circuit_state <> 'closed' THEN 'circuit_open'
+            WHEN c.max_in_flight IS NOT NULL OR c.rate_limit_per_second IS NOT NULL THEN 'limited' END AS held_by
+FROM webhook_configs c;
+COMMENT ON VIEW webhook_holds IS 'Why due deliveries of an endpoint wait: paused, circuit_open (half open, too), limited (max_in_flight or rate_limit_per_second); NULL: they could be claimed now.';
+
+-- The deliveries of an event, its replays, and theirs. All of them carry the event's id, which the caller checks: an event
+-- may be named like some other delivery.
+-- The cast stands inside a CASE: beside a condition it may be evaluated before it, and is from PostgreSQL 18 on.
 CREATE FUNCTION webhook_deliveries_of_event(p_event_id text) RETURNS SETOF uuid
 LANGUAGE sql STABLE
 SET enable_seqscan = off
@@ -212,12 +221,12 @@ AS $$
     SELECT k.queue_id FROM webhook_event_keys k WHERE k.event_id = p_event_id AND k.event_type <> 'replay'
     UNION
     -- an event without a name of its own has that of its delivery
-    SELECT p_event_id::uuid WHERE p_event_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    SELECT own.queue_id
+    FROM (SELECT CASE WHEN p_event_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p_event_id::uuid END AS queue_id) AS own
+    WHERE own.queue_id IS NOT NULL
     UNION
     SELECT k.queue_id FROM of_event o JOIN webhook_event_keys k ON k.event_id = o.queue_id::text AND k.event_type = 'replay'
   )
   SELECT o.queue_id FROM of_event o
 $$;
 COMMENT ON FUNCTION webhook_deliveries_of_event IS 'The deliveries of an event, with their replays, found without reading the history.';
-
-COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt: nothing will attempt them again unless asked.';

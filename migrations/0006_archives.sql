@@ -1,0 +1,186 @@
+-- Archives of terminal deliveries, and how long what is remembered lives.
+
+CREATE VIEW webhook_archives AS
+SELECT child.relname::text AS archive, to_date(right(child.relname, 8), 'YYYYMMDD') AS archive_day
+FROM pg_inherits i
+JOIN pg_class child ON child.oid = i.inhrelid
+WHERE i.inhparent = 'webhook_queue'::regclass AND child.relname ~ '^webhook_queue_archive_\d{8}$';
+COMMENT ON VIEW webhook_archives IS 'The archive partitions of webhook_queue and their days (UTC).';
+
+-- Makes sure that there is an archive for today and for each of the next p_days days (UTC). A process that cannot have the lock
+-- soon gives up and tries again later: waiting would hold up every claim behind a long-running reader.
+-- Archives are summarized by the count of statistics, which needs it, not by autovacuum.
+CREATE FUNCTION webhook_ensure_archives(p_days int) RETURNS int
+LANGUAGE plpgsql
+SET lock_timeout = '250ms'
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  archive_day date;
+  archive text;
+  created int := 0;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
+  FOR archive_day IN SELECT generate_series(current_date, current_date + p_days, interval '1 day') LOOP
+    archive := 'webhook_queue_archive_' || to_char(archive_day, 'YYYYMMDD');
+    CONTINUE WHEN to_regclass(archive) IS NOT NULL;
+    EXECUTE format('CREATE TABLE %I PARTITION OF webhook_queue (PRIMARY KEY (queue_id)) FOR VALUES FROM (%L) TO (%L)',
+                   archive, archive_day::timestamptz, (archive_day + 1)::timestamptz);
+    EXECUTE format('CREATE INDEX %I ON %I USING brin (settled_in) WITH (pages_per_range = 64)', archive || '_settled_in', archive);
+    EXECUTE format('CREATE INDEX %I ON %I (queue_id) WHERE status = ''failed''', archive || '_failed', archive);
+    EXECUTE format('COMMENT ON TABLE %I IS %L', archive, 'Deliveries that became terminal on ' || archive_day || ' (UTC).');
+    created := created + 1;
+  END LOOP;
+  RETURN created;
+END $$;
+COMMENT ON FUNCTION webhook_ensure_archives IS 'Creates the archives of today and the days ahead where they are missing.';
+
+-- Indexes one archive for lists once its day is over, when nothing is written to it any more: settles need not pay for it.
+-- Answers whether there was one: a transaction for each, since a long one holds the count of statistics up.
+CREATE FUNCTION webhook_index_closed_archive() RETURNS boolean
+LANGUAGE plpgsql
+SET lock_timeout = '250ms'
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  closed text;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
+  SELECT a.archive INTO closed FROM webhook_archives a
+  WHERE (a.archive_day + 1)::timestamptz + interval '1 hour' < now() AND to_regclass(a.archive || '_event_id') IS NULL
+  ORDER BY a.archive_day LIMIT 1;
+  IF closed IS NULL THEN RETURN false; END IF;
+  EXECUTE format('CREATE INDEX %I ON %I (config_id, queue_id)', closed || '_config_id', closed);
+  EXECUTE format('CREATE INDEX %I ON %I (event_id)', closed || '_event_id', closed);
+  RETURN true;
+END $$;
+COMMENT ON FUNCTION webhook_index_closed_archive IS 'Adds the indexes for lists to an archive whose day is over.';
+
+-- Summarizes what has been settled lately, so that counts need not read it again. An archive that is being vacuumed is left
+-- for the next time: to wait for its lock would cancel the vacuum, which summarizes it too. Answers how many ranges.
+CREATE FUNCTION webhook_summarize_archives() RETURNS bigint
+LANGUAGE plpgsql
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  written record;
+  summarized bigint := 0;
+BEGIN
+  FOR written IN SELECT a.archive FROM webhook_archives a WHERE a.archive_day BETWEEN current_date - 1 AND current_date LOOP
+    BEGIN
+      EXECUTE format('LOCK TABLE %I IN SHARE UPDATE EXCLUSIVE MODE NOWAIT', written.archive);
+      summarized := summarized + brin_summarize_new_values((written.archive || '_settled_in')::regclass);
+    EXCEPTION WHEN lock_not_available THEN NULL;
+    END;
+  END LOOP;
+  RETURN summarized;
+END $$;
+COMMENT ON FUNCTION webhook_summarize_archives IS 'Lets counts of statistics pass over what was counted.';
+
+-- Records: how long what is remembered lives, what is found where, and what is held.
+-- Retention. What guards a delivery lives exactly as long as the delivery can be found: an event's key and the failed probes
+-- go with the archive of their delivery, the key of a replay goes with the archive of the delivery that it repeats. An
+-- event that was replayed is the replay's from then on, for as long as that can be found. So
+-- nothing that can still be found, replayed or sent is accepted a second time, and nothing is forgotten by its age alone.
+CREATE TABLE webhook_retired_archives (
+  archive text PRIMARY KEY,
+  retired_at timestamptz NOT NULL DEFAULT now(),
+  forgotten_upto uuid,
+  dropped_at timestamptz
+);
+COMMENT ON TABLE webhook_retired_archives IS 'Archives that were past the retention: detached first, then cleared of what guarded their deliveries, then dropped.';
+COMMENT ON COLUMN webhook_retired_archives.archive IS 'The name of its table.';
+COMMENT ON COLUMN webhook_retired_archives.retired_at IS 'When it was detached: from then on nothing in it is found, replayed or shown.';
+COMMENT ON COLUMN webhook_retired_archives.forgotten_upto IS 'Up to this queue_id the keys and failed probes of its deliveries are forgotten; NULL: none are yet.';
+COMMENT ON COLUMN webhook_retired_archives.dropped_at IS 'When its table was dropped; NULL: that is yet to be done.';
+
+-- Detaches the archives whose whole day lies before now() - p_retention, the oldest first, and answers their names. All
+-- processes together detach at most p_per_hour in an hour: a clock that is months ahead, or a retention that was mistyped,
+-- must not cost the whole history before someone sees it.
+CREATE FUNCTION webhook_retire_archives(p_retention interval, p_per_hour int) RETURNS SETOF text
+LANGUAGE plpgsql
+SET lock_timeout = '250ms'
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  old text;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
+  FOR old IN
+    SELECT a.archive FROM webhook_archives a
+    WHERE (a.archive_day + 1)::timestamptz <= now() - p_retention
+    ORDER BY a.archive_day
+    LIMIT greatest(0, p_per_hour - (SELECT count(*) FROM webhook_retired_archives r
+                                    WHERE r.retired_at BETWEEN now() - interval '1 hour' AND now()))
+  LOOP
+    EXECUTE format('ALTER TABLE webhook_queue DETACH PARTITION %I', old);
+    INSERT INTO webhook_retired_archives AS r (archive) VALUES (old)
+    ON CONFLICT (archive) DO UPDATE SET retired_at = now(), forgotten_upto = NULL, dropped_at = NULL;
+    RETURN NEXT old;
+  END LOOP;
+END $$;
+COMMENT ON FUNCTION webhook_retire_archives IS 'Retention: detaches old archives, a few in an hour.';
+
+-- Forgets the keys and failed probes of the next p_limit deliveries of the oldest detached archive; drops the archive once
+-- there are none left. Each call is a transaction, and the next one goes on where it ended, whoever makes it. No row: nothing
+-- is left to do, or another process is at it.
+CREATE FUNCTION webhook_forget_retired(p_limit int) RETURNS TABLE (archive text, keys bigint, dropped boolean)
+LANGUAGE plpgsql
+SET lock_timeout = '250ms'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+  retired webhook_retired_archives;
+  last uuid;
+  keys_forgotten bigint;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_retired_archives', 0)) THEN RETURN; END IF;
+  SELECT r.* INTO retired FROM webhook_retired_archives r WHERE r.dropped_at IS NULL ORDER BY r.archive LIMIT 1;
+  IF NOT FOUND THEN RETURN; END IF;
+  -- someone may have dropped it by hand, or attached it again
+  IF to_regclass(retired.archive) IS NOT NULL AND NOT EXISTS (SELECT FROM webhook_archives a WHERE a.archive = retired.archive) THEN
+    EXECUTE format($step$
+      WITH batch AS MATERIALIZED (
+        SELECT q.queue_id, q.config_id, q.event_type, q.event_id FROM %I q
+        WHERE q.queue_id > $1 ORDER BY q.queue_id LIMIT $2
+      ), repeated AS MATERIALIZED (
+        SELECT b.queue_id, k.queue_id AS replay, k.cancelled_at FROM batch b
+        JOIN webhook_event_keys k ON k.event_id = b.queue_id::text AND k.event_type = 'replay' AND k.config_id = b.config_id
+        WHERE EXISTS (SELECT FROM webhook_queue q WHERE q.queue_id = k.queue_id)
+      ), handed_on AS (
+        UPDATE webhook_event_keys k SET queue_id = r.replay, cancelled_at = r.cancelled_at FROM batch b JOIN repeated r ON r.queue_id = b.queue_id
+        WHERE k.event_id = b.event_id AND k.event_type = b.event_type AND k.config_id = b.config_id AND k.queue_id = b.queue_id
+      ), events AS (
+        DELETE FROM webhook_event_keys k USING batch b
+        WHERE k.event_id = b.event_id AND k.event_type = b.event_type AND k.config_id = b.config_id AND k.queue_id = b.queue_id
+          AND NOT EXISTS (SELECT FROM repeated r WHERE r.queue_id = b.queue_id)
+        RETURNING 1
+      ), replays AS (
+        DELETE FROM webhook_event_keys k USING batch b
+        WHERE k.event_id = b.queue_id::text AND k.event_type = 'replay' AND k.config_id = b.config_id
+        RETURNING 1
+      ), probes AS (
+        DELETE FROM webhook_probes p USING batch b WHERE p.queue_id = b.queue_id
+      )
+      SELECT (SELECT b.queue_id FROM batch b ORDER BY b.queue_id DESC LIMIT 1),
+             (SELECT count(*) FROM events) + (SELECT count(*) FROM replays)
+      $step$, retired.archive)
+    INTO last, keys_forgotten
+    USING coalesce(retired.forgotten_upto, '00000000-0000-0000-0000-000000000000'), p_limit;
+    IF last IS NOT NULL THEN
+      UPDATE webhook_retired_archives r SET forgotten_upto = last WHERE r.archive = retired.archive;
+      RETURN QUERY SELECT retired.archive, keys_forgotten, false;
+      RETURN;
+    END IF;
+    -- outages that ended before that day are past the retention, too
+    DELETE FROM webhook_circuit_openings o WHERE o.closed_at < to_date(right(retired.archive, 8), 'YYYYMMDD')::timestamptz;
+    EXECUTE format('DROP TABLE %I', retired.archive);
+  END IF;
+  UPDATE webhook_retired_archives r SET dropped_at = now() WHERE r.archive = retired.archive;
+  RETURN QUERY SELECT retired.archive, 0::bigint, true;
+END $$;
+COMMENT ON FUNCTION webhook_forget_retired IS 'Retention: forgets, step by step, what guarded the deliveries of detached archives, and drops these.';

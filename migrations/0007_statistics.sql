@@ -1,0 +1,294 @@
+-- What is counted: terminal deliveries once, open ones as they are.
+
+-- Facts about terminal deliveries and their attempts, counted by period. A period is a minute while it is young, later
+-- an hour, later a day, but a fact is in one period only: a sum over all periods from some time on is exact.
+CREATE TABLE webhook_statistics (
+  config_id bigint NOT NULL,
+  period_start timestamptz NOT NULL,
+  fact text NOT NULL,
+  duration_ms int NOT NULL,
+  occurrences bigint NOT NULL,
+  duration_total_ms bigint NOT NULL,
+  PRIMARY KEY (config_id, period_start, fact, duration_ms),
+  CONSTRAINT "a fact is a final status or a kind of attempt" CHECK (fact IN ('completed', 'failed', 'cancelled', 'attempt', 'retry'))
+);
+COMMENT ON TABLE webhook_statistics IS 'Terminal deliveries and their attempts, counted. What is not counted yet is in the archives from webhook_statistics_progress on.';
+COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all together.';
+COMMENT ON COLUMN webhook_statistics.period_start IS 'When the period began that the delivery became terminal in.';
+COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled: a delivery; attempt or retry: a first attempt or a later one.';
+COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of those attempts, to three significant digits; -1 where there is none.';
+COMMENT ON COLUMN webhook_statistics.occurrences IS 'How many.';
+COMMENT ON COLUMN webhook_statistics.duration_total_ms IS 'Sum of their exact durations.';
+
+CREATE TABLE webhook_statistics_progress (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  counted_before bigint NOT NULL,
+  counted_at timestamptz NOT NULL
+);
+COMMENT ON TABLE webhook_statistics_progress IS 'How far webhook_statistics has come.';
+COMMENT ON COLUMN webhook_statistics_progress.only_row IS 'There is one row.';
+COMMENT ON COLUMN webhook_statistics_progress.counted_before IS 'Deliveries settled in an earlier transaction than this one are counted.';
+COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When the latest of them ended, or now() where that was later.';
+INSERT INTO webhook_statistics_progress (counted_before, counted_at) VALUES (0, '-infinity');
+
+-- Three significant digits: exact below a second, and at most 2,800 different values up to 5 minutes.
+CREATE FUNCTION webhook_rounded_duration(p_ms int) RETURNS int LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN p_ms IS NULL THEN -1 WHEN p_ms < 1000 THEN p_ms WHEN p_ms < 10000 THEN p_ms / 10 * 10
+            WHEN p_ms < 100000 THEN p_ms / 100 * 100 ELSE p_ms / 1000 * 1000 END;
+COMMENT ON FUNCTION webhook_rounded_duration IS 'A duration in milliseconds to three significant digits; -1 for an unknown one.';
+
+-- The facts of the deliveries that were settled in transactions from p_from up to, but not including, p_before. Facts of
+-- deliveries that are alike and ended in the same minute, as most are, are one row: `occurrences` says how many there are. Most
+-- deliveries have made one attempt, whose duration needs no search.
+-- completed_at is the start of a settle's transaction, and settles are short: what is settled in a later transaction than a
+-- delivery that ended at p_since ended at most a little before it. A day's margin leaves no archive out. The time from which on
+-- archives are read is a literal of the statement, so that the others are not even planned or locked, however many there are.
+CREATE FUNCTION webhook_facts(p_from bigint, p_before bigint, p_since timestamptz)
+RETURNS TABLE (config_id bigint, period_start timestamptz, fact text, duration_ms int, occurrences bigint, latest timestamptz)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_sort = off
+SET jit = off
+AS $$
+BEGIN
+  RETURN QUERY EXECUTE format($facts$
+    SELECT alike.config_id, alike.period_start, f.fact, f.duration_ms, alike.deliveries, alike.latest
+    FROM (
+      SELECT q.config_id, date_trunc('minute', q.completed_at, 'UTC') AS period_start, q.status, q.retry_count,
+             -- a cancelled delivery was waiting for the attempt that its retry count names
+             q.retry_count - CASE q.status WHEN 'cancelled' THEN 1 ELSE 0 END AS last_attempt,
+             q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
+             q.retry_4_duration_ms, q.retry_5_duration_ms, q.retry_6_duration_ms,
+             count(*) AS deliveries, max(q.completed_at) AS latest
+      FROM webhook_queue q
+      WHERE q.settled_in >= $1 AND q.settled_in < $2 AND q.completed_at >= %L
+      GROUP BY 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12
+    ) AS alike
+    CROSS JOIN LATERAL (
+      SELECT alike.status, NULL::int
+      UNION ALL
+      SELECT 'attempt', alike.retry_0_duration_ms WHERE alike.last_attempt >= 0
+      UNION ALL
+      SELECT 'retry', a.duration_ms
+      FROM (VALUES
+        (1, alike.retry_1_duration_ms), (2, alike.retry_2_duration_ms), (3, alike.retry_3_duration_ms),
+        (4, alike.retry_4_duration_ms), (5, alike.retry_5_duration_ms), (6, alike.retry_6_duration_ms)) AS a (attempt, duration_ms)
+      WHERE alike.last_attempt > 0 AND a.attempt <= alike.last_attempt
+    ) AS f (fact, duration_ms)
+    $facts$, least(p_since, now()) - interval '1 day')
+  USING p_from, p_before;
+END $$;
+COMMENT ON FUNCTION webhook_facts IS 'What the statistics count, of the deliveries settled in a range of transactions.';
+
+-- Counts what has been settled since the last time, of at most p_transactions transactions, so that a long gap is closed in
+-- short steps. Transactions below the oldest one still under way can gain no more rows, so each delivery is counted once,
+-- whatever the order of commits. Answers how many deliveries it counted and whether none are left to count; no row if another
+-- process is at it, or has counted deliveries that ended within p_recent.
+-- `counted_at` is never ahead of now(): after the clock was ahead once, what ended since would be left out. It is put right even
+-- if nothing is new: whatever ends from then on is within the day's margin of webhook_facts.
+CREATE FUNCTION webhook_count_statistics(p_transactions bigint, p_recent interval DEFAULT '0')
+RETURNS TABLE (counted bigint, caught_up boolean)
+LANGUAGE plpgsql
+SET timezone = 'UTC'
+AS $$
+#variable_conflict use_column
+DECLARE
+  progress webhook_statistics_progress;
+  was_ahead boolean;
+  horizon bigint;
+  upto bigint;
+  newly_counted bigint;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_statistics', 0)) THEN RETURN; END IF;
+  SELECT * INTO progress FROM webhook_statistics_progress;
+  IF progress.counted_at BETWEEN now() - p_recent AND now() THEN RETURN; END IF;
+  was_ahead := progress.counted_at > now();
+  horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+  IF horizon < progress.counted_before THEN
+    -- restored from a dump into a cluster that numbers its transactions anew: count everything once more
+    UPDATE webhook_queue SET settled_in = 0 WHERE completed_at IS NOT NULL AND settled_in >= horizon;
+    DELETE FROM webhook_statistics;
+    progress.counted_before := 0;
+    progress.counted_at := '-infinity';
+  END IF;
+  upto := least(horizon, progress.counted_before + p_transactions);
+  WITH summed AS (
+    SELECT coalesce(f.config_id, 0) AS config_id, f.period_start, f.fact, webhook_rounded_duration(f.duration_ms) AS duration_ms,
+           sum(f.occurrences) AS occurrences, coalesce(sum(f.occurrences * f.duration_ms), 0) AS duration_total_ms,
+           max(f.latest) AS latest
+    FROM webhook_facts(progress.counted_before, upto, progress.counted_at) f
+    GROUP BY GROUPING SETS ((2, 3, 4, f.config_id), (2, 3, 4))
+  ), added AS (
+    INSERT INTO webhook_statistics AS s
+    SELECT config_id, period_start, fact, duration_ms, occurrences, duration_total_ms FROM summed
+    -- the order of the primary key, which is filled faster so
+    ORDER BY 1, 2, 3, 4
+    ON CONFLICT (config_id, period_start, fact, duration_ms) DO UPDATE
+    SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
+  )
+  SELECT coalesce(sum(occurrences), 0), coalesce(max(latest), progress.counted_at) INTO newly_counted, progress.counted_at
+  FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
+  -- an idle queue is left without a write
+  IF newly_counted > 0 OR upto < horizon OR was_ahead THEN
+    UPDATE webhook_statistics_progress
+    SET counted_before = upto, counted_at = least(progress.counted_at, now());
+  END IF;
+  RETURN QUERY SELECT newly_counted, upto = horizon;
+END $$;
+COMMENT ON FUNCTION webhook_count_statistics IS 'Brings webhook_statistics up to date.';
+
+-- Merges minutes older than 3 hours into hours, and hours older than 3 days into days. Answers how many rows it merged.
+CREATE FUNCTION webhook_coarsen_statistics() RETURNS bigint
+LANGUAGE plpgsql
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  merged bigint := 0;
+  step bigint;
+  unit text;
+  before timestamptz;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_statistics', 0));
+  FOR unit, before IN VALUES ('hour', date_trunc('hour', now() - interval '3 hours')), ('day', date_trunc('day', now() - interval '3 days')) LOOP
+    WITH fine AS (
+      DELETE FROM webhook_statistics s
+      WHERE s.period_start < before AND s.period_start <> date_trunc(unit, s.period_start)
+      RETURNING *
+    ), added AS (
+      INSERT INTO webhook_statistics AS s
+      SELECT config_id, date_trunc(unit, period_start), fact, duration_ms, sum(occurrences), sum(duration_total_ms)
+      FROM fine GROUP BY 1, 2, 3, 4
+      ON CONFLICT (config_id, period_start, fact, duration_ms) DO UPDATE
+      SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
+    )
+    SELECT count(*) INTO step FROM fine;
+    merged := merged + step;
+  END LOOP;
+  RETURN merged;
+END $$;
+COMMENT ON FUNCTION webhook_coarsen_statistics IS 'Merges old minutes into hours and old hours into days.';
+
+-- Forgets the statistics of archives that are no more: apart from their drop, which holds up all settles. Answers how many rows.
+CREATE FUNCTION webhook_forget_statistics() RETURNS bigint
+LANGUAGE plpgsql
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  forgotten bigint;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_statistics', 0));
+  DELETE FROM webhook_statistics
+  WHERE period_start < (SELECT min(a.archive_day)::timestamptz FROM webhook_archives a);
+  GET DIAGNOSTICS forgotten = ROW_COUNT;
+  RETURN forgotten;
+END $$;
+COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: forgets the statistics of dropped archives.';
+
+-- How much is open, and the age of the oldest of it, by state: ready, scheduled, processing, and the reasons of what is held.
+-- Age counts from when the delivery could be claimed; for what is held from when it was due, which no failed probe renews.
+CREATE FUNCTION webhook_open_deliveries(p_config_id bigint) RETURNS TABLE (state text, deliveries bigint, oldest_us bigint)
+LANGUAGE sql STABLE
+SET jit = off
+AS $$
+  SELECT coalesce(o.state, h.held_by, 'ready'), sum(o.deliveries)::bigint,
+         (extract(epoch FROM now() - min(CASE WHEN h.held_by IS NULL THEN o.ready_since ELSE o.due_since END)) * 1000000)::bigint
+  FROM (
+    SELECT q.config_id,
+           CASE WHEN q.status = 'processing' THEN 'processing' WHEN q.ready_since IS NULL THEN 'scheduled' END AS state,
+           count(*) AS deliveries, min(q.ready_since) AS ready_since, min(q.next_retry_at) AS due_since
+    FROM webhook_queue_open q
+    WHERE p_config_id IS NULL OR q.config_id = p_config_id
+    GROUP BY 1, 2
+  ) AS o
+  LEFT JOIN webhook_holds h ON h.config_id = o.config_id
+  GROUP BY 1
+$$;
+COMMENT ON FUNCTION webhook_open_deliveries IS 'How much is open, and how old it is: ready, scheduled, processing, and held by its reason.';
+
+-- All facts of terminal deliveries in a window and of the open ones as they are now, each counted once: what is counted
+-- already, the rest of the archives, and the open partition, which is read once; in one snapshot. A window begins on a whole
+-- minute; on a whole hour if it is longer than 3 hours, on a whole day (UTC) if it is longer than 3 days.
+CREATE FUNCTION webhook_statistics_and_holds(p_config_id bigint, p_window interval)
+RETURNS TABLE (counted_from timestamptz, fact text, duration_ms int, occurrences bigint, duration_total_ms bigint, oldest_us bigint)
+LANGUAGE plpgsql STABLE
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+  since CONSTANT timestamptz := date_trunc(
+    CASE WHEN p_window <= interval '3 hours' THEN 'minute' WHEN p_window <= interval '3 days' THEN 'hour' ELSE 'day' END,
+    now() - p_window, 'UTC');
+BEGIN
+  RETURN QUERY
+  WITH open_alike AS MATERIALIZED (
+    SELECT q.config_id,
+           CASE WHEN q.status = 'processing' THEN 'processing' WHEN q.ready_since IS NULL THEN 'scheduled' END AS state,
+           q.retry_count, q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
+           q.retry_4_duration_ms, q.retry_5_duration_ms,
+           count(*) AS deliveries, min(q.ready_since) AS ready_since, min(q.next_retry_at) AS due_since
+    FROM webhook_queue_open q
+    WHERE p_config_id IS NULL OR q.config_id = p_config_id
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+  ), facts AS (
+    SELECT s.fact, s.duration_ms, s.occurrences, s.duration_total_ms, NULL::timestamptz AS oldest FROM webhook_statistics s
+    WHERE s.config_id = coalesce(p_config_id, 0) AND s.period_start >= coalesce(since, '-infinity')
+    UNION ALL
+    SELECT f.fact, webhook_rounded_duration(f.duration_ms), f.occurrences, coalesce(f.occurrences * f.duration_ms, 0), NULL
+    FROM webhook_statistics_progress p
+    CROSS JOIN LATERAL webhook_facts(p.counted_before, 9223372036854775807, p.counted_at) f
+    WHERE (p_config_id IS NULL OR f.config_id = p_config_id) AND f.period_start >= coalesce(since, '-infinity')
+    UNION ALL
+    SELECT coalesce(o.state, h.held_by, 'ready'), -1, o.deliveries, 0,
+           CASE WHEN o.state IS NULL THEN CASE WHEN h.held_by IS NULL THEN o.ready_since ELSE o.due_since END END
+    FROM open_alike o LEFT JOIN webhook_holds h ON h.config_id = o.config_id
+    UNION ALL
+    SELECT 'ready', -1, 0, 0, NULL  -- so that `counted_from` is told even of nothing
+    UNION ALL
+    SELECT CASE a.attempt WHEN 0 THEN 'attempt' ELSE 'retry' END, webhook_rounded_duration(a.duration_ms), o.deliveries,
+           coalesce(o.deliveries * a.duration_ms, 0), NULL
+    FROM open_alike o
+    CROSS JOIN LATERAL (VALUES
+      (0, o.retry_0_duration_ms), (1, o.retry_1_duration_ms), (2, o.retry_2_duration_ms),
+      (3, o.retry_3_duration_ms), (4, o.retry_4_duration_ms), (5, o.retry_5_duration_ms)) AS a (attempt, duration_ms)
+    WHERE o.retry_count > 0 AND o.retry_count > a.attempt
+  )
+  SELECT since, f.fact, f.duration_ms, sum(f.occurrences)::bigint, sum(f.duration_total_ms)::bigint,
+         (extract(epoch FROM now() - min(f.oldest)) * 1000000)::bigint
+  FROM facts f GROUP BY 2, 3 ORDER BY 2, 3;
+END $$;
+COMMENT ON FUNCTION webhook_statistics_and_holds IS 'Deliveries and attempts of a window, or of the whole retention (NULL), counted exactly; open ones by what they wait for, with the age of the oldest.';
+
+-- How long the oldest delivery has waited that a worker could claim now, in microseconds: by a walk over the endpoints.
+-- Those with limits are left out: at their own pace deliveries may wait for as long as they do.
+CREATE FUNCTION webhook_oldest_ready_us(p_config_id bigint) RETURNS bigint
+LANGUAGE sql STABLE
+SET enable_sort = off
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+AS $$
+  SELECT (extract(epoch FROM now() - min(d.ready_since)) * 1000000)::bigint
+  FROM generate_series(0, 3) AS p (priority)
+  CROSS JOIN LATERAL (
+    WITH RECURSIVE ring AS (
+      (SELECT q.config_id FROM webhook_queue_open q
+       WHERE q.ready_since IS NOT NULL AND q.priority = p.priority
+       ORDER BY q.config_id LIMIT 1)
+      UNION ALL
+      SELECT (SELECT q.config_id FROM webhook_queue_open q
+              WHERE q.ready_since IS NOT NULL AND q.priority = p.priority AND q.config_id > ring.config_id
+              ORDER BY q.config_id LIMIT 1)
+      FROM ring WHERE ring.config_id IS NOT NULL
+    )
+    SELECT ring.config_id
+    FROM ring JOIN webhook_configs c ON c.id = ring.config_id AND c.enabled AND c.circuit_state = 'closed'
+      AND (p_config_id IS NOT NULL OR num_nonnulls(c.max_in_flight, c.rate_limit_per_second) = 0)
+    WHERE p_config_id IS NULL OR ring.config_id = p_config_id) AS e
+  CROSS JOIN LATERAL (
+    SELECT q.ready_since FROM webhook_queue_open q
+    WHERE q.ready_since IS NOT NULL AND q.priority = p.priority AND q.config_id = e.config_id AND q.status = 'pending'
+    ORDER BY q.ready_since LIMIT 1) AS d
+$$;
+COMMENT ON FUNCTION webhook_oldest_ready_us IS 'The wait of the oldest delivery that could be claimed.';

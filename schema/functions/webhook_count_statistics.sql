@@ -1,0 +1,59 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Counts what has been settled since the last time, of at most p_transactions transactions, so that a long gap is closed in
+-- short steps. Transactions below the oldest one still under way can gain no more rows, so each delivery is counted once,
+-- whatever the order of commits. Answers how many deliveries it counted and whether none are left to count; no row if another
+-- process is at it, or has counted deliveries that ended within p_recent.
+-- `counted_at` is never ahead of now(): after the clock was ahead once, what ended since would be left out. It is put right even
+-- if nothing is new: whatever ends from then on is within the day's margin of webhook_facts.
+CREATE OR REPLACE FUNCTION webhook_count_statistics(p_transactions bigint, p_recent interval DEFAULT '00:00:00'::interval)
+ RETURNS TABLE(counted bigint, caught_up boolean)
+ LANGUAGE plpgsql
+ SET "TimeZone" TO 'UTC'
+AS $function$
+#variable_conflict use_column
+DECLARE
+  progress webhook_statistics_progress;
+  was_ahead boolean;
+  horizon bigint;
+  upto bigint;
+  newly_counted bigint;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_statistics', 0)) THEN RETURN; END IF;
+  SELECT * INTO progress FROM webhook_statistics_progress;
+  IF progress.counted_at BETWEEN now() - p_recent AND now() THEN RETURN; END IF;
+  was_ahead := progress.counted_at > now();
+  horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+  IF horizon < progress.counted_before THEN
+    -- restored from a dump into a cluster that numbers its transactions anew: count everything once more
+    UPDATE webhook_queue SET settled_in = 0 WHERE completed_at IS NOT NULL AND settled_in >= horizon;
+    DELETE FROM webhook_statistics;
+    progress.counted_before := 0;
+    progress.counted_at := '-infinity';
+  END IF;
+  upto := least(horizon, progress.counted_before + p_transactions);
+  WITH summed AS (
+    SELECT coalesce(f.config_id, 0) AS config_id, f.period_start, f.fact, webhook_rounded_duration(f.duration_ms) AS duration_ms,
+           sum(f.occurrences) AS occurrences, coalesce(sum(f.occurrences * f.duration_ms), 0) AS duration_total_ms,
+           max(f.latest) AS latest
+    FROM webhook_facts(progress.counted_before, upto, progress.counted_at) f
+    GROUP BY GROUPING SETS ((2, 3, 4, f.config_id), (2, 3, 4))
+  ), added AS (
+    INSERT INTO webhook_statistics AS s
+    SELECT config_id, period_start, fact, duration_ms, occurrences, duration_total_ms FROM summed
+    -- the order of the primary key, which is filled faster so
+    ORDER BY 1, 2, 3, 4
+    ON CONFLICT (config_id, period_start, fact, duration_ms) DO UPDATE
+    SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
+  )
+  SELECT coalesce(sum(occurrences), 0), coalesce(max(latest), progress.counted_at) INTO newly_counted, progress.counted_at
+  FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
+  -- an idle queue is left without a write
+  IF newly_counted > 0 OR upto < horizon OR was_ahead THEN
+    UPDATE webhook_statistics_progress
+    SET counted_before = upto, counted_at = least(progress.counted_at, now());
+  END IF;
+  RETURN QUERY SELECT newly_counted, upto = horizon;
+END $function$;
+
+COMMENT ON FUNCTION webhook_count_statistics IS 'Brings webhook_statistics up to date.';

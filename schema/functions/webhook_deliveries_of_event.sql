@@ -1,0 +1,26 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- The deliveries of an event, its replays, and theirs. All of them carry the event's id, which the caller checks: an event
+-- may be named like some other delivery.
+-- The cast stands inside a CASE: beside a condition it may be evaluated before it, and is from PostgreSQL 18 on.
+CREATE OR REPLACE FUNCTION webhook_deliveries_of_event(p_event_id text)
+ RETURNS SETOF uuid
+ LANGUAGE sql
+ STABLE
+ SET enable_seqscan TO 'off'
+ SET jit TO 'off'
+AS $function$
+  WITH RECURSIVE of_event AS (
+    SELECT k.queue_id FROM webhook_event_keys k WHERE k.event_id = p_event_id AND k.event_type <> 'replay'
+    UNION
+    -- an event without a name of its own has that of its delivery
+    SELECT own.queue_id
+    FROM (SELECT CASE WHEN p_event_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p_event_id::uuid END AS queue_id) AS own
+    WHERE own.queue_id IS NOT NULL
+    UNION
+    SELECT k.queue_id FROM of_event o JOIN webhook_event_keys k ON k.event_id = o.queue_id::text AND k.event_type = 'replay'
+  )
+  SELECT o.queue_id FROM of_event o
+$function$;
+
+COMMENT ON FUNCTION webhook_deliveries_of_event IS 'The deliveries of an event, with their replays, found without reading the history.';

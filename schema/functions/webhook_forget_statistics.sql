@@ -1,0 +1,19 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Forgets the statistics of archives that are no more: apart from their drop, which holds up all settles. Answers how many rows.
+CREATE OR REPLACE FUNCTION webhook_forget_statistics()
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET "TimeZone" TO 'UTC'
+AS $function$
+DECLARE
+  forgotten bigint;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_statistics', 0));
+  DELETE FROM webhook_statistics
+  WHERE period_start < (SELECT min(a.archive_day)::timestamptz FROM webhook_archives a);
+  GET DIAGNOSTICS forgotten = ROW_COUNT;
+  RETURN forgotten;
+END $function$;
+
+COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: forgets the statistics of dropped archives.';

@@ -1,0 +1,16 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- The delivery to probe an open circuit with: near the front of the line, one for a URL that the endpoint still has, which has
+-- used up no attempt, or at least one for such a URL. A delivery that its receiver never takes must not keep the circuit open,
+-- nor one that goes elsewhere. NULL: there is none such, and any will do.
+CREATE OR REPLACE FUNCTION webhook_fresh_probe(p_config_id bigint, p_priority integer)
+ RETURNS uuid
+ LANGUAGE sql
+ STABLE
+ SET enable_sort TO 'off'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+ SET jit TO 'off'
+RETURN COALESCE((SELECT front.queue_id FROM ((SELECT q.queue_id, q.retry_count, q.webhook_url FROM webhook_queue_open q WHERE ((q.ready_since IS NOT NULL) AND (q.priority = webhook_fresh_probe.p_priority) AND (q.config_id = webhook_fresh_probe.p_config_id) AND (q.status = 'pending'::text)) ORDER BY q.ready_since LIMIT 1000) front CROSS JOIN webhook_configs c) WHERE ((c.id = webhook_fresh_probe.p_config_id) AND (front.retry_count = 0) AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))) LIMIT 1), (SELECT front.queue_id FROM ((SELECT q.queue_id, q.webhook_url FROM webhook_queue_open q WHERE ((q.ready_since IS NOT NULL) AND (q.priority = webhook_fresh_probe.p_priority) AND (q.config_id = webhook_fresh_probe.p_config_id) AND (q.status = 'pending'::text)) ORDER BY q.ready_since LIMIT 1000) front CROSS JOIN webhook_configs c) WHERE ((c.id = webhook_fresh_probe.p_config_id) AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))) LIMIT 1));
+
+COMMENT ON FUNCTION webhook_fresh_probe IS 'The delivery that an open circuit is best probed with.';

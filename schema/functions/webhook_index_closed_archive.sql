@@ -1,0 +1,24 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Indexes one archive for lists once its day is over, when nothing is written to it any more: settles need not pay for it.
+-- Answers whether there was one: a transaction for each, since a long one holds the count of statistics up.
+CREATE OR REPLACE FUNCTION webhook_index_closed_archive()
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SET lock_timeout TO '250ms'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+DECLARE
+  closed text;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
+  SELECT a.archive INTO closed FROM webhook_archives a
+  WHERE (a.archive_day + 1)::timestamptz + interval '1 hour' < now() AND to_regclass(a.archive || '_event_id') IS NULL
+  ORDER BY a.archive_day LIMIT 1;
+  IF closed IS NULL THEN RETURN false; END IF;
+  EXECUTE format('CREATE INDEX %I ON %I (config_id, queue_id)', closed || '_config_id', closed);
+  EXECUTE format('CREATE INDEX %I ON %I (event_id)', closed || '_event_id', closed);
+  RETURN true;
+END $function$;
+
+COMMENT ON FUNCTION webhook_index_closed_archive IS 'Adds the indexes for lists to an archive whose day is over.';

@@ -1,0 +1,30 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Detaches the archives whose whole day lies before now() - p_retention, the oldest first, and answers their names. All
+-- processes together detach at most p_per_hour in an hour: a clock that is months ahead, or a retention that was mistyped,
+-- must not cost the whole history before someone sees it.
+CREATE OR REPLACE FUNCTION webhook_retire_archives(p_retention interval, p_per_hour integer)
+ RETURNS SETOF text
+ LANGUAGE plpgsql
+ SET lock_timeout TO '250ms'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+DECLARE
+  old text;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('webhook_queue archives', 0));
+  FOR old IN
+    SELECT a.archive FROM webhook_archives a
+    WHERE (a.archive_day + 1)::timestamptz <= now() - p_retention
+    ORDER BY a.archive_day
+    LIMIT greatest(0, p_per_hour - (SELECT count(*) FROM webhook_retired_archives r
+                                    WHERE r.retired_at BETWEEN now() - interval '1 hour' AND now()))
+  LOOP
+    EXECUTE format('ALTER TABLE webhook_queue DETACH PARTITION %I', old);
+    INSERT INTO webhook_retired_archives AS r (archive) VALUES (old)
+    ON CONFLICT (archive) DO UPDATE SET retired_at = now(), forgotten_upto = NULL, dropped_at = NULL;
+    RETURN NEXT old;
+  END LOOP;
+END $function$;
+
+COMMENT ON FUNCTION webhook_retire_archives IS 'Retention: detaches old archives, a few in an hour.';

@@ -1,0 +1,24 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Summarizes what has been settled lately, so that counts need not read it again. An archive that is being vacuumed is left
+-- for the next time: to wait for its lock would cancel the vacuum, which summarizes it too. Answers how many ranges.
+CREATE OR REPLACE FUNCTION webhook_summarize_archives()
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET "TimeZone" TO 'UTC'
+AS $function$
+DECLARE
+  written record;
+  summarized bigint := 0;
+BEGIN
+  FOR written IN SELECT a.archive FROM webhook_archives a WHERE a.archive_day BETWEEN current_date - 1 AND current_date LOOP
+    BEGIN
+      EXECUTE format('LOCK TABLE %I IN SHARE UPDATE EXCLUSIVE MODE NOWAIT', written.archive);
+      summarized := summarized + brin_summarize_new_values((written.archive || '_settled_in')::regclass);
+    EXCEPTION WHEN lock_not_available THEN NULL;
+    END;
+  END LOOP;
+  RETURN summarized;
+END $function$;
+
+COMMENT ON FUNCTION webhook_summarize_archives IS 'Lets counts of statistics pass over what was counted.';

@@ -1,0 +1,23 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- What claims remember of endpoints with limits. Not logged: after a crash it is made anew.
+CREATE UNLOGGED TABLE webhook_limit_states (
+    config_id bigint NOT NULL,
+    config_revision timestamp with time zone NOT NULL,
+    next_start_at timestamp with time zone NOT NULL,
+    claimed_upto timestamp with time zone[] NOT NULL
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE webhook_limit_states IS 'What claims remember of endpoints with limits; made anew where it is missing.';
+
+COMMENT ON COLUMN webhook_limit_states.config_id IS 'The endpoint.';
+
+COMMENT ON COLUMN webhook_limit_states.config_revision IS 'updated_at of the endpoint that the rest was made for.';
+
+COMMENT ON COLUMN webhook_limit_states.next_start_at IS 'When the next attempt may begin: one more begins 1 / rate_limit_per_second later.';
+
+COMMENT ON COLUMN webhook_limit_states.claimed_upto IS 'For each priority the latest ready_since that was claimed: what is in flight is not beyond it.';
+
+ALTER TABLE ONLY webhook_limit_states
+    ADD CONSTRAINT webhook_limit_states_pkey PRIMARY KEY (config_id);

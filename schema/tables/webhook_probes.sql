@@ -1,0 +1,51 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Failed probes are numbered, so that their count survives when all but the newest 100 of a delivery are removed.
+CREATE TABLE webhook_probes (
+    id bigint NOT NULL,
+    queue_id uuid NOT NULL,
+    number integer NOT NULL,
+    attempt smallint NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    completed_at timestamp with time zone NOT NULL,
+    duration_ms integer,
+    http_status smallint,
+    response_body text,
+    error text
+);
+
+COMMENT ON TABLE webhook_probes IS 'Requests that were made to see whether a receiver is back, and failed: they use up no attempt of their deliveries. The newest 100 of each delivery are kept. One that succeeds is the attempt itself.';
+
+COMMENT ON COLUMN webhook_probes.id IS 'A running number.';
+
+COMMENT ON COLUMN webhook_probes.queue_id IS 'The delivery that was sent.';
+
+COMMENT ON COLUMN webhook_probes.number IS 'Which failed probe of its delivery it is, from 1: the highest says how many there were, of which the newest 100 are kept.';
+
+COMMENT ON COLUMN webhook_probes.attempt IS 'The number that the attempt would have had.';
+
+COMMENT ON COLUMN webhook_probes.started_at IS 'When it began.';
+
+COMMENT ON COLUMN webhook_probes.completed_at IS 'When it ended.';
+
+COMMENT ON COLUMN webhook_probes.duration_ms IS 'Time from connect to the end of the body, in milliseconds.';
+
+COMMENT ON COLUMN webhook_probes.http_status IS 'Status of the response; NULL if none came.';
+
+COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response.';
+
+COMMENT ON COLUMN webhook_probes.error IS 'What went wrong, in words.';
+
+ALTER TABLE webhook_probes ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME webhook_probes_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+ALTER TABLE ONLY webhook_probes
+    ADD CONSTRAINT webhook_probes_pkey PRIMARY KEY (id);
+
+CREATE INDEX webhook_probes_number ON webhook_probes USING btree (queue_id, number);

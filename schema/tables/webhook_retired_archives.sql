@@ -1,0 +1,26 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Records: how long what is remembered lives, what is found where, and what is held.
+-- Retention. What guards a delivery lives exactly as long as the delivery can be found: an event's key and the failed probes
+-- go with the archive of their delivery, the key of a replay goes with the archive of the delivery that it repeats. An
+-- event that was replayed is the replay's from then on, for as long as that can be found. So
+-- nothing that can still be found, replayed or sent is accepted a second time, and nothing is forgotten by its age alone.
+CREATE TABLE webhook_retired_archives (
+    archive text NOT NULL,
+    retired_at timestamp with time zone DEFAULT now() NOT NULL,
+    forgotten_upto uuid,
+    dropped_at timestamp with time zone
+);
+
+COMMENT ON TABLE webhook_retired_archives IS 'Archives that were past the retention: detached first, then cleared of what guarded their deliveries, then dropped.';
+
+COMMENT ON COLUMN webhook_retired_archives.archive IS 'The name of its table.';
+
+COMMENT ON COLUMN webhook_retired_archives.retired_at IS 'When it was detached: from then on nothing in it is found, replayed or shown.';
+
+COMMENT ON COLUMN webhook_retired_archives.forgotten_upto IS 'Up to this queue_id the keys and failed probes of its deliveries are forgotten; NULL: none are yet.';
+
+COMMENT ON COLUMN webhook_retired_archives.dropped_at IS 'When its table was dropped; NULL: that is yet to be done.';
+
+ALTER TABLE ONLY webhook_retired_archives
+    ADD CONSTRAINT webhook_retired_archives_pkey PRIMARY KEY (archive);

@@ -1,0 +1,30 @@
+-- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
+
+-- Facts about terminal deliveries and their attempts, counted by period. A period is a minute while it is young, later
+-- an hour, later a day, but a fact is in one period only: a sum over all periods from some time on is exact.
+CREATE TABLE webhook_statistics (
+    config_id bigint NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    fact text NOT NULL,
+    duration_ms integer NOT NULL,
+    occurrences bigint NOT NULL,
+    duration_total_ms bigint NOT NULL,
+    CONSTRAINT "a fact is a final status or a kind of attempt" CHECK ((fact = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'attempt'::text, 'retry'::text])))
+);
+
+COMMENT ON TABLE webhook_statistics IS 'Terminal deliveries and their attempts, counted. What is not counted yet is in the archives from webhook_statistics_progress on.';
+
+COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all together.';
+
+COMMENT ON COLUMN webhook_statistics.period_start IS 'When the period began that the delivery became terminal in.';
+
+COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled: a delivery; attempt or retry: a first attempt or a later one.';
+
+COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of those attempts, to three significant digits; -1 where there is none.';
+
+COMMENT ON COLUMN webhook_statistics.occurrences IS 'How many.';
+
+COMMENT ON COLUMN webhook_statistics.duration_total_ms IS 'Sum of their exact durations.';
+
+ALTER TABLE ONLY webhook_statistics
+    ADD CONSTRAINT webhook_statistics_pkey PRIMARY KEY (config_id, period_start, fact, duration_ms);
