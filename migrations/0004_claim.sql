@@ -418,7 +418,7 @@ COMMENT ON FUNCTION webhook_release IS 'Gives leases back that nobody uses.';
 
 -- The same for all leases of workers that are no more, but for the deliveries in p_kept. It reads the whole open partition:
 -- it is called after a claim whose answer was lost, and only then.
-CREATE FUNCTION webhook_release_orphans(p_worker_ids text[], p_kept uuid[]) RETURNS bigint
+CREATE FUNCTION webhook_release_lost_claims(p_worker_ids text[], p_kept uuid[]) RETURNS bigint
 LANGUAGE plpgsql
 SET jit = off
 SET lock_timeout = '10s'
@@ -434,8 +434,8 @@ BEGIN
                      CASE WHEN q.worker_id = ANY (p_worker_ids) THEN q.locked_at ELSE q.abandoned_at END AS locked_at
               FROM webhook_queue_open q
               WHERE q.status = 'processing' AND (q.worker_id = ANY (p_worker_ids) OR q.abandoned_by = ANY (p_worker_ids))
-                AND q.queue_id <> ALL (p_kept)) AS lost) AS orphans
-  CROSS JOIN LATERAL webhook_release(orphans.queue_ids, orphans.worker_ids, orphans.locked_ats);
+                AND q.queue_id <> ALL (p_kept)) AS lost) AS lost_claims
+  CROSS JOIN LATERAL webhook_release(lost_claims.queue_ids, lost_claims.worker_ids, lost_claims.locked_ats);
   RETURN released;
 END $$;
-COMMENT ON FUNCTION webhook_release_orphans IS 'Gives back the leases of claims whose answers were lost.';
+COMMENT ON FUNCTION webhook_release_lost_claims IS 'Gives back the leases of claims whose answers were lost.';

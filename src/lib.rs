@@ -7,7 +7,7 @@
 //!
 //! Three layers, and the arrow points inward: [`infrastructure`] knows [`application`], which knows [`domain`].
 //! To read the code, begin with [`domain::delivery`], [`domain::retry`], [`application::enqueue`],
-//! [`application::deliver`] and [`application::worker_pool`], then `schema/functions/webhook_claim.sql`.
+//! [`application::deliver`] and [`application::workers`], then `schema/functions/webhook_claim.sql`.
 
 pub mod application;
 pub mod cli;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::floors::Floor;
-use super::shares::Rooms;
+use super::workers::floors::Floor;
+use super::workers::shares::Rooms;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::circuit::{Circuit, CircuitCommand};
 use crate::domain::delivery::{
@@ -142,7 +142,7 @@ pub trait DeliveryQueue: Send + Sync {
 
     /// Gives back all leases of `workers`, who are no more, but for those on the deliveries in `kept`. Answers how many.
     /// Reads all that is open.
-    async fn release_orphans(&self, workers: &[WorkerId], kept: &[QueueId]) -> Result<u64, StoreError>;
+    async fn release_lost_claims(&self, workers: &[WorkerId], kept: &[QueueId]) -> Result<u64, StoreError>;
 
     /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. An expired lease counts
     /// as ready.

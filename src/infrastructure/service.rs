@@ -23,10 +23,10 @@ use crate::application::directory::EndpointDirectory;
 use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
-use crate::application::shares::Shares;
 use crate::application::upkeep;
 use crate::application::wakeup::Wakeup;
-use crate::application::worker_pool::{WorkerNames, WorkerPool};
+use crate::application::workers::shares::Shares;
+use crate::application::workers::{WorkerNames, WorkerPool};
 use crate::domain::address::AddressPolicy;
 
 /// How long an enqueue may take before it is answered with 503.

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use sqlx::postgres::PgConnectOptions;
 
 use super::telemetry::LogFormat;
-use crate::application::worker_pool::WorkerSettings;
+use crate::application::workers::WorkerSettings;
 use crate::domain::endpoint::TIMEOUT_MAX;
 
 /// A lease must outlive an attempt by this much: the time to write its outcome.

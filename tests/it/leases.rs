@@ -8,8 +8,8 @@ use uuid::Uuid;
 use webhook_processor::application::ports::{
     Claim, DeliveryQueue as _, EndpointStore as _, Incoming, Settled, StoreError, Stored, UnusedLease,
 };
-use webhook_processor::application::reservations::release_unconfirmed;
-use webhook_processor::application::shares::Rooms;
+use webhook_processor::application::workers::reservations::release_unconfirmed;
+use webhook_processor::application::workers::shares::Rooms;
 use webhook_processor::domain::attempt::{Answer, AttemptOutcome};
 use webhook_processor::domain::delivery::{
     AttemptTimes, FinishedAttempt, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
@@ -413,7 +413,7 @@ async fn leases_that_nobody_uses_are_given_back_and_those_in_use_are_kept() {
     assert_eq!((claimed.len(), other.len()), (3, 1));
 
     let workers = [WorkerId::new("test", 1, 1, 1)];
-    assert_eq!(queue.release_orphans(&workers, &[claimed[0].queue_id]).await.unwrap(), 2);
+    assert_eq!(queue.release_lost_claims(&workers, &[claimed[0].queue_id]).await.unwrap(), 2);
 
     let again = queue.claim(&claim(3, 10)).await.unwrap();
     assert_eq!(again.len(), 2);
@@ -438,7 +438,7 @@ async fn what_nobody_sent_is_no_loss_even_if_its_lease_has_been_taken_over() {
 
         if by_name {
             let workers = [WorkerId::new("test", 1, 1, 1)];
-            assert_eq!(queue.release_orphans(&workers, &[]).await.unwrap(), 1);
+            assert_eq!(queue.release_lost_claims(&workers, &[]).await.unwrap(), 1);
         } else {
             assert_eq!(queue.release(&[unused(&first[0])]).await.unwrap(), [first[0].queue_id]);
         }
@@ -624,7 +624,7 @@ async fn a_probe_that_is_given_back_is_made_up_for_at_once() {
     let probe = queue.claim(&claim(1, 10)).await.unwrap();
     assert!(probe[0].probe);
 
-    assert_eq!(queue.release_orphans(&[WorkerId::new("test", 1, 1, 1)], &[]).await.unwrap(), 1);
+    assert_eq!(queue.release_lost_claims(&[WorkerId::new("test", 1, 1, 1)], &[]).await.unwrap(), 1);
 
     let again = queue.claim(&claim(2, 10)).await.unwrap();
     assert!(again.len() == 1 && again[0].probe);

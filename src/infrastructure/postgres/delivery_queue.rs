@@ -53,12 +53,12 @@ impl DeliveryQueue for Database {
         Ok(released.into_iter().map(QueueId::new).collect())
     }
 
-    async fn release_orphans(&self, workers: &[WorkerId], kept: &[QueueId]) -> Result<u64, StoreError> {
+    async fn release_lost_claims(&self, workers: &[WorkerId], kept: &[QueueId]) -> Result<u64, StoreError> {
         let workers: Vec<&str> = workers.iter().map(WorkerId::as_str).collect();
         let kept: Vec<Uuid> = kept.iter().map(|queue_id| queue_id.get()).collect();
         let released = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
-            r#"-- queue.release_orphans
-            select webhook_release_orphans($1, $2) as "released!""#,
+            r#"-- queue.release_lost_claims
+            select webhook_release_lost_claims($1, $2) as "released!""#,
             &workers as &[&str],
             &kept,
         )

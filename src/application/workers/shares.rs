@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::wakeup::Wakeup;
+use crate::application::wakeup::Wakeup;
 use crate::domain::delivery::LeasedDelivery;
 use crate::domain::endpoint::EndpointId;
 

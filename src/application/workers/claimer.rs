@@ -1,0 +1,184 @@
+//! The claimer: one loop of a process that takes leases for all of its workers, and starts their attempts.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::floors::KnownFloors;
+use super::losses::HELD_POLL;
+use super::restart::jittered;
+use super::shares::Share;
+use super::slots::Slot;
+use super::{BACKOFF_MAX, WorkerPool};
+use crate::application::deliver::LeaseEnd;
+use crate::application::ports::{Claim, StoreError};
+use crate::domain::delivery::{LeasedDelivery, QueueId};
+use crate::domain::endpoint::EndpointId;
+use crate::domain::millis;
+
+impl WorkerPool {
+    /// Claims for all workers, as they have free slots: one claim at a time, so that under load each is large, and none
+    /// steps over what another is about to take. It owns all waiting; attempts run beside it, one a slot.
+    pub(super) async fn claim_and_attempt(self: Arc<Self>, stop: CancellationToken) {
+        let mut cursor = None;
+        let mut floors = KnownFloors::default();
+        let mut more_waits = false;
+        let mut backoff = Duration::ZERO;
+        loop {
+            let mut free = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                free = self.slots.take(self.settings.claim_max(), more_waits) => free,
+            };
+            // armed before it looks
+            let woken = self.wakeup.woken();
+            let mut woken = pin!(woken);
+            woken.as_mut().enable();
+            match self.claim(&mut free, cursor, &mut floors).await {
+                Ok(deliveries) => {
+                    backoff = Duration::ZERO;
+                    more_waits = deliveries.len() == free.len();
+                    cursor = deliveries.last().map_or(cursor, |(last, _)| Some(last.config_id));
+                    let pacemakers = pacemakers(deliveries.iter().map(|(delivery, _)| delivery));
+                    for ((delivery, share), slot) in deliveries.into_iter().zip(free) {
+                        if delivery.abandoned_for.is_some() {
+                            self.record_loss_soon(delivery);
+                            continue;
+                        }
+                        let is_pacemaker = pacemakers.contains(&delivery.queue_id);
+                        tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot, share));
+                    }
+                }
+                Err(cause) => {
+                    drop(free);
+                    if matches!(cause, StoreError::InDoubt(_)) {
+                        self.disown_claims();
+                    }
+                    backoff = (backoff * 2).clamp(Duration::from_millis(100), BACKOFF_MAX);
+                    let cause = anyhow::Error::new(cause);
+                    let retry_in_ms = millis(backoff);
+                    warn!(error = format!("{cause:#}"), retry_in_ms, "cannot claim");
+                }
+            }
+            if more_waits && backoff.is_zero() {
+                continue;
+            }
+            let pause =
+                if backoff.is_zero() { jittered(self.settings.poll_interval) } else { jittered(backoff) };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = woken, if backoff.is_zero() => {}
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn claim(
+        &self,
+        slots: &mut [Slot],
+        after: Option<EndpointId>,
+        floors: &mut KnownFloors,
+    ) -> Result<Vec<(LeasedDelivery, Share)>, StoreError> {
+        let mut claimed = Vec::new();
+        loop {
+            let free = &mut slots[claimed.len()..];
+            let claim = Claim {
+                worker_ids: free.iter().map(|slot| slot.worker().clone()).collect(),
+                lease: self.settings.lease,
+                after,
+                rooms: self.shares.rooms(free.len()),
+                floors: floors.for_claim(),
+                held: false,
+            };
+            let deliveries = match self.queue.claim(&claim).await {
+                Ok(deliveries) => deliveries,
+                Err(cause) => {
+                    self.shares.claim_failed();
+                    // what is claimed must be attempted; the next claim tells if the store is still away
+                    if claimed.is_empty() {
+                        return Err(cause);
+                    }
+                    if matches!(cause, StoreError::InDoubt(_)) {
+                        self.disown_claims();
+                    }
+                    return Ok(claimed);
+                }
+            };
+            metrics::counter!("webhook_claims_total").increment(1);
+            metrics::counter!("webhook_leases_taken_total").increment(deliveries.len() as u64);
+            for (slot, delivery) in free.iter_mut().zip(&deliveries) {
+                // one that was taken over is not attempted
+                if delivery.abandoned_for.is_none() {
+                    slot.hold(delivery.queue_id);
+                }
+            }
+            let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
+            claimed.extend(self.shares.take(&claim.rooms, deliveries));
+            if !again {
+                return Ok(claimed);
+            }
+        }
+    }
+
+    /// One attempt. A panic in it is logged here; its outcome is unknown when the lease ends.
+    pub(in crate::application) async fn attempt(
+        self: Arc<Self>,
+        delivery: LeasedDelivery,
+        is_pacemaker: bool,
+        slot: Slot,
+        share: Share,
+    ) {
+        let (queue_id, claimed_at) = (delivery.queue_id, delivery.claimed_at);
+        if let Some(starts_at) = delivery.starts_at {
+            sleep_until(starts_at.into()).await;
+            if is_pacemaker {
+                self.wakeup.wake_claimer();
+            }
+        }
+        let ended = AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await;
+        if ended.is_err() {
+            error!(%queue_id, "an attempt panicked; its outcome is unknown when the lease ends");
+        }
+        // the slot first: whoever the share wakes finds it free
+        match ended {
+            // for as long as a look for what lost claims took may find the lease: until it is taken over after its end
+            Ok(LeaseEnd::Now) => drop(slot),
+            Ok(LeaseEnd::ByItself) | Err(_) => {
+                slot.leave_lease(claimed_at + self.settings.lease * 2 + HELD_POLL * 2);
+            }
+        }
+        share.ended_after(claimed_at.elapsed());
+    }
+
+    /// A claim may have taken leases although its answer never came. What is under the workers' names, and in no slot, is such
+    /// a lease, once they have other names.
+    fn disown_claims(&self) {
+        let disowned = self.slots.rename(self.names.of(self.settings.count));
+        self.lost_claims.add(disowned, self.settings.lease);
+    }
+}
+
+/// Those that have more claimed when they begin, where an endpoint's rate is limited: the one in the middle of what it has
+/// granted, so that the next grant comes in time, and the last, lest that one found another claim there.
+fn pacemakers<'a>(deliveries: impl Iterator<Item = &'a LeasedDelivery>) -> HashSet<QueueId> {
+    let mut starts: HashMap<EndpointId, Vec<(Instant, QueueId)>> = HashMap::new();
+    for delivery in deliveries {
+        if let Some(starts_at) = delivery.starts_at {
+            starts.entry(delivery.config_id).or_default().push((starts_at, delivery.queue_id));
+        }
+    }
+    let mut pacemakers = HashSet::new();
+    for starts in starts.values_mut() {
+        starts.sort_unstable();
+        pacemakers.insert(starts[starts.len() / 2].1);
+        pacemakers.extend(starts.last().map(|(_, queue_id)| *queue_id));
+    }
+    pacemakers
+}

@@ -1,0 +1,151 @@
+//! The workers of a process: they take leases on deliveries, make the attempts, and settle them.
+//!
+//! A *worker* is a name under which slots are held, not a task. No loop runs for each of them; their names stand in the leases, so
+//! that the audit shows who held what.
+//!
+//! The cast, in the order in which a delivery meets it:
+//!
+//! - a [slot](slots) is the right to hold one more lease; each worker has `WORKER_BATCH_SIZE` of them;
+//! - the [shares] count what each endpoint holds of a process's leases, and say how much a claim may take from it;
+//! - [floors] are hints to a claim where to begin;
+//! - a [reservation](reservations) keeps a slot for an event that is being stored, so that it needs no claim;
+//! - the claimer waits for free slots, claims for all workers at once, and starts an attempt for each delivery;
+//! - the promoter makes ready what was scheduled for a time that has come;
+//! - losses are recorded of attempts whose workers never reported an outcome;
+//! - [lost claims](lost_claims) are looked for after a claim whose answer never came.
+
+mod claimer;
+pub mod floors;
+mod losses;
+pub mod lost_claims;
+mod promoter;
+pub mod reservations;
+mod restart;
+pub mod shares;
+pub mod slots;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use self::lost_claims::LostClaims;
+use self::restart::again_after_panics;
+use self::shares::Shares;
+use self::slots::Slots;
+use super::deliver::Deliver;
+use super::ports::{DeliveryQueue, StoreError};
+use super::wakeup::Wakeup;
+use crate::domain::delivery::WorkerId;
+
+/// The longest wait after the store failed.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How the workers go about it.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// How many workers.
+    pub count: usize,
+    /// How many leases each may hold.
+    pub batch_size: usize,
+    /// How often they look, without being woken.
+    pub poll_interval: Duration,
+    /// For how long a lease is taken.
+    pub lease: Duration,
+}
+
+impl WorkerSettings {
+    /// How many leases all workers together may hold.
+    pub fn leases_max(&self) -> usize {
+        self.count * self.batch_size
+    }
+
+    /// How many leases one claim takes at most: larger ones would have to wait for as many free slots.
+    pub fn claim_max(&self) -> usize {
+        self.leases_max().div_ceil(4)
+    }
+}
+
+/// The names of the workers of a process: `host:pid:random:n`.
+#[derive(Debug, Clone)]
+pub struct WorkerNames {
+    /// Where it runs.
+    pub host: String,
+    /// As what.
+    pub pid: u32,
+}
+
+impl WorkerNames {
+    /// Names for so many workers, that no worker has had before.
+    fn of(&self, count: usize) -> Vec<WorkerId> {
+        let random = rand::rng().random();
+        (1..=count).map(|number| WorkerId::new(&self.host, self.pid, random, number)).collect()
+    }
+}
+
+/// The workers of one process.
+pub struct WorkerPool {
+    queue: Arc<dyn DeliveryQueue>,
+    deliver: Deliver,
+    wakeup: Arc<Wakeup>,
+    settings: WorkerSettings,
+    names: WorkerNames,
+    /// Losses that are kept back.
+    losses: TaskTracker,
+    lost_claims: LostClaims,
+    stop: CancellationToken,
+    pub(super) slots: Arc<Slots>,
+    pub(super) shares: Arc<Shares>,
+}
+
+impl WorkerPool {
+    /// Workers that are yet to run.
+    pub fn new(
+        queue: Arc<dyn DeliveryQueue>,
+        deliver: Deliver,
+        wakeup: Arc<Wakeup>,
+        shares: Arc<Shares>,
+        settings: WorkerSettings,
+        names: WorkerNames,
+    ) -> Self {
+        let slots = Slots::new(&names.of(settings.count), settings.batch_size);
+        let (losses, stop) = (TaskTracker::new(), CancellationToken::new());
+        let lost_claims = LostClaims::default();
+        Self { queue, deliver, wakeup, settings, names, losses, lost_claims, stop, slots, shares }
+    }
+
+    /// For how long a lease is taken.
+    pub fn lease(&self) -> Duration {
+        self.settings.lease
+    }
+
+    /// Works until `stop`, then lets the attempts under way end and settles them.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        info!(workers = self.settings.count, batch_size = self.settings.batch_size, "workers started");
+        tokio::join!(
+            again_after_panics(&stop, || self.clone().claim_and_attempt(stop.clone())),
+            again_after_panics(&stop, || self.clone().promote_what_is_due(stop.clone())),
+            again_after_panics(&stop, || self.clone().record_held_losses(stop.clone())),
+            again_after_panics(&stop, || self.clone().release_lost_claims(stop.clone())),
+        );
+        self.stop.cancel();
+        self.slots.close().await;
+        self.losses.close();
+        self.losses.wait().await;
+        info!("workers stopped, nothing is under way");
+    }
+}
+
+/// While the store is away, the claimer says so for all loops. Anything else is a fault that nobody else would see.
+fn warn_unless_passing(cause: StoreError, what: &'static str) {
+    let passes = cause.passes();
+    let error = format!("{:#}", anyhow::Error::new(cause));
+    if passes {
+        debug!(error, "{what}");
+    } else {
+        warn!(error, "{what}");
+    }
+}

@@ -1,0 +1,51 @@
+//! The promoter: one loop of a process that makes ready what was scheduled for a time that has come.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{BACKOFF_MAX, WorkerPool, warn_unless_passing};
+
+/// How many deliveries are made ready at a time.
+const PROMOTE_MAX: usize = 1_000;
+/// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
+const PROMOTE_POLL: Duration = Duration::from_millis(500);
+
+impl WorkerPool {
+    pub(super) async fn promote_what_is_due(self: Arc<Self>, stop: CancellationToken) {
+        let mut backoff = PROMOTE_POLL;
+        loop {
+            let rescheduled = self.wakeup.rescheduled();
+            let mut rescheduled = pin!(rescheduled);
+            rescheduled.as_mut().enable();
+            let pause = match self.queue.promote(PROMOTE_MAX).await {
+                Ok(promotion) => {
+                    backoff = PROMOTE_POLL;
+                    if promotion.promoted > 0 {
+                        debug!(deliveries = promotion.promoted, "made ready");
+                        self.wakeup.announce();
+                    }
+                    promotion.next_due_in.unwrap_or(PROMOTE_POLL).min(PROMOTE_POLL)
+                }
+                Err(cause) => {
+                    warn_unless_passing(
+                        cause,
+                        "retries and events for later cannot be made ready; they wait",
+                    );
+                    let pause = backoff;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    pause
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = rescheduled => {}
+                () = sleep(pause) => {}
+            }
+        }
+    }
+}
