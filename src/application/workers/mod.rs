@@ -23,6 +23,8 @@ pub mod reservations;
 mod restart;
 pub mod shares;
 pub mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
