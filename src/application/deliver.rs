@@ -343,7 +343,9 @@ impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
                 );
             }
         })?;
-        self.recognize_own(outcomes, &mut settled).await;
+        // if that cannot be found out now, all of them are in doubt until it can
+        let found_out = self.recognize_own(outcomes, &mut settled).await;
+        found_out.map_err(|error| StoreError::InDoubt(error.cause().clone()))?;
         let mut retries = false;
         for (attempt, settled) in attempts.iter().zip(&settled) {
             let status = match attempt.verdict {
@@ -369,7 +371,11 @@ impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
 
 impl Settle {
     /// A lease that is gone is no loss where an earlier try to write the outcome, which was not answered, used it up.
-    async fn recognize_own(&self, outcomes: &[Arc<Outcome>], settled: &mut [Settled]) {
+    async fn recognize_own(
+        &self,
+        outcomes: &[Arc<Outcome>],
+        settled: &mut [Settled],
+    ) -> Result<(), StoreError> {
         let in_question: Vec<&FinishedAttempt> = outcomes
             .iter()
             .zip(settled.iter())
@@ -377,16 +383,14 @@ impl Settle {
             .map(|(outcome, _)| &outcome.attempt)
             .collect();
         if in_question.is_empty() {
-            return;
+            return Ok(());
         }
-        let recorded = self.queue.recorded(&in_question).await.unwrap_or_else(|error| {
-            warn!(error = format!("{:#}", error.cause()), "outcomes that may be written count as lost");
-            Vec::new()
-        });
+        let recorded = self.queue.recorded(&in_question).await?;
         for (outcome, settled) in outcomes.iter().zip(settled) {
             if outcome.in_doubt && recorded.contains(&outcome.attempt.queue_id) {
                 *settled = Settled::Written;
             }
         }
+        Ok(())
     }
 }
