@@ -46,12 +46,12 @@ struct Window {
 
 impl Window {
     fn new(attempts: AttemptWindow, endpoint: &Endpoint) -> Self {
-        let urls = endpoint.settings.urls().into_iter().map(|(_, url)| url.clone()).collect();
+        let urls = endpoint.settings.urls().map(|(_, url)| url.clone()).collect();
         Self { attempts, policy: endpoint.settings.circuit, urls }
     }
 
     fn is_of(&self, endpoint: &Endpoint) -> bool {
-        self.urls.iter().eq(endpoint.settings.urls().into_iter().map(|(_, url)| url))
+        self.urls.iter().eq(endpoint.settings.urls().map(|(_, url)| url))
     }
 }
 
@@ -151,12 +151,13 @@ impl Circuits {
     }
 
     async fn note_probe(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Result<(), StoreError> {
-        let (id, sign, outcome) = (endpoint.id, sign_of(endpoint, attempt), &attempt.outcome);
+        let (id, outcome) = (endpoint.id, &attempt.outcome);
         if !endpoint.is_at(&attempt.webhook_url) {
             self.store.probe_another(id).await?;
             self.wakeup.wake_claimer();
             return Ok(());
         }
+        let sign = outcome.sign();
         if sign == Some(ReceiverSign::Well) {
             probed("success");
             self.begin_anew(endpoint);

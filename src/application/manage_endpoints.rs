@@ -76,7 +76,7 @@ impl ManageEndpoints {
         let timeout_ms = parts.timeout_ms;
         let settings = EndpointSettings::parse(parts)?;
         self.check_timeout(timeout_ms)?;
-        self.check_addresses(&settings.urls())?;
+        self.check_addresses(&settings.urls().collect::<Vec<_>>())?;
         Ok(self.store.register(&settings).await?)
     }
 

@@ -246,15 +246,14 @@ impl EndpointParts {
 
 impl EndpointSettings {
     /// Its URLs, with the names of their fields.
-    pub fn urls(&self) -> Vec<(&'static str, &EndpointUrl)> {
+    pub fn urls(&self) -> impl Iterator<Item = (&'static str, &EndpointUrl)> {
         let urls = [("postback_url", &self.postback_url), ("chargeback_url", &self.chargeback_url)];
-        urls.into_iter().filter_map(|(field, url)| Some((field, url.as_ref()?))).collect()
+        urls.into_iter().filter_map(|(field, url)| Some((field, url.as_ref()?)))
     }
 
     /// Those of its URLs that `before` did not have in the same field.
     pub fn urls_that_differ(&self, before: &Self) -> Vec<(&'static str, &EndpointUrl)> {
-        let known = before.urls();
-        self.urls().into_iter().filter(|url| !known.contains(url)).collect()
+        self.urls().filter(|url| before.urls().all(|known| known != *url)).collect()
     }
 
     /// Checks all parts and reports all faults at once; what is missing has its default.
@@ -399,7 +398,7 @@ impl Endpoint {
     /// delivery keeps the URL that was valid when it was accepted. The store's `webhook_is_at` answers the same.
     pub fn is_at(&self, delivery_url: &str) -> bool {
         let delivery_url = without_fragment(delivery_url);
-        self.settings.urls().iter().any(|(_, url)| {
+        self.settings.urls().any(|(_, url)| {
             let url = without_fragment(url.as_str());
             delivery_url.strip_prefix(url).is_some_and(|added| {
                 added.is_empty()

@@ -148,8 +148,8 @@ impl WorkerPool {
         }
         // the slot first: whoever the share wakes finds it free
         match ended {
-            // for as long as a look for what lost claims took may find the lease: until it is taken over after its end
             Ok(LeaseEnd::Now) => drop(slot),
+            // for as long as a look for what lost claims took may find the lease: until it is taken over after its end
             Ok(LeaseEnd::ByItself) | Err(_) => {
                 slot.leave_lease(claimed_at + self.settings.lease * 2 + HELD_POLL * 2);
             }

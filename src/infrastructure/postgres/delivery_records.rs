@@ -105,9 +105,9 @@ impl DeliveryRecords for Database {
                     statistics.held.add(by, occurrences, fact.oldest_us.map(from_micros));
                 }
                 Fact::Open(OpenState::Processing) => statistics.processing += occurrences,
-                Fact::Ended(Final::Completed) => statistics.completed += occurrences,
-                Fact::Ended(Final::Failed) => statistics.failed += occurrences,
-                Fact::Ended(Final::Cancelled) => statistics.cancelled += occurrences,
+                Fact::Completed => statistics.completed += occurrences,
+                Fact::Failed => statistics.failed += occurrences,
+                Fact::Cancelled => statistics.cancelled += occurrences,
                 Fact::Attempt { is_retry } => {
                     statistics.attempts += occurrences;
                     if is_retry {
@@ -167,16 +167,10 @@ impl DeliveryRecords for Database {
 #[derive(Debug, Clone, Copy)]
 enum Fact {
     Open(OpenState),
-    Ended(Final),
-    Attempt { is_retry: bool },
-}
-
-/// A final status.
-#[derive(Debug, Clone, Copy)]
-enum Final {
     Completed,
     Failed,
     Cancelled,
+    Attempt { is_retry: bool },
 }
 
 /// What an open delivery waits for, as `webhook_open_deliveries` names it.
@@ -198,9 +192,9 @@ impl FromStr for Fact {
 
     fn from_str(name: &str) -> Result<Self, UnknownFact> {
         Ok(match name {
-            "completed" => Self::Ended(Final::Completed),
-            "failed" => Self::Ended(Final::Failed),
-            "cancelled" => Self::Ended(Final::Cancelled),
+            "completed" => Self::Completed,
+            "failed" => Self::Failed,
+            "cancelled" => Self::Cancelled,
             "attempt" => Self::Attempt { is_retry: false },
             "retry" => Self::Attempt { is_retry: true },
             open => Self::Open(open.parse()?),
