@@ -11,7 +11,12 @@ use std::time::Duration;
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `look` finds something, and answers it.
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    look_for(look).await.unwrap_or_else(|| panic!("waited in vain: {what}"))
+}
+
+/// Waits until `look` finds something, but no longer than [`PATIENCE`].
+pub async fn look_for<T>(mut look: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let waiting = async {
         loop {
             if let Some(found) = look().await {
@@ -20,5 +25,5 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+    tokio::time::timeout(PATIENCE, waiting).await.ok()
 }

@@ -13,7 +13,7 @@ use webhook_processor::infrastructure::service::{Patience, ReadyDatabase, Role, 
 use webhook_processor::infrastructure::settings::Settings;
 use webhook_processor::infrastructure::telemetry;
 
-use super::eventually;
+use super::look_for;
 use super::postgres::TestDatabase;
 
 /// An answer, read whole.
@@ -95,13 +95,19 @@ impl ApiClient {
         answer.json()["queue_id"].as_str().unwrap().to_owned()
     }
 
-    /// The delivery, once it is in this status.
+    /// The delivery, once it is in this status. One that ends in another, or does not get there in time, is shown.
     pub async fn delivery_in(&self, queue_id: &str, status: &str) -> Value {
-        eventually(&format!("{queue_id} {status}"), async || {
-            let delivery = self.get(&format!("/webhooks/{queue_id}")).await.json();
-            (delivery["status"] == status).then_some(delivery)
-        })
-        .await
+        let mut last = Value::Null;
+        let look = async || {
+            last = self.get(&format!("/webhooks/{queue_id}")).await.json();
+            let has_ended = ["completed", "failed", "cancelled"].iter().any(|end| last["status"] == *end);
+            assert!(!has_ended || last["status"] == status, "it should be {status}: {last}");
+            (last["status"] == status).then(|| last.clone())
+        };
+        match look_for(look).await {
+            Some(delivery) => delivery,
+            None => panic!("waited in vain for {status}: {last}"),
+        }
     }
 }
 
