@@ -13,10 +13,11 @@ use uuid::Uuid;
 
 use super::configs::config_named;
 use super::output::{fields_table, plain, print_json, progress, say, table};
-use crate::application::manage_deliveries::{Replay, ReplayTarget};
+use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::event::{Event, EventParts, parse_time};
+use crate::domain::replay::ReplayTarget;
 use crate::domain::url_params::UrlParams;
 use crate::infrastructure::http::parse_window;
 use crate::infrastructure::http::view::{DeliveryView, EventBody, ReceiptView, StatisticsView};

@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod event;
 pub mod invalid;
 pub mod postback_url;
+pub mod replay;
 pub mod retry;
 pub mod statistics;
 pub mod url_params;

@@ -16,12 +16,13 @@ use super::error::{ApiError, Problem};
 use super::extract::{ApiJson, ApiPath, ApiQuery, OptionalApiJson};
 use super::schemas;
 use super::view::{DeliveryView, EventBody, Page, ReceiptView, StatisticsView};
-use crate::application::manage_deliveries::{Replay, ReplayTarget};
+use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::{EventType, parse_time};
 use crate::domain::invalid::{Faults, Invalid};
+use crate::domain::replay::ReplayTarget;
 
 const TAG: &str = "webhooks";
 /// Items of a page, if the caller does not say.
