@@ -7,6 +7,7 @@ mod documents;
 mod embedded_postgres;
 mod enqueue;
 mod faults;
+mod hostile;
 mod isolation;
 mod leases;
 mod manage;

@@ -87,6 +87,11 @@ impl Process {
         ApiClient::new(format!("http://{address}"))
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by name.
     pub fn signal(&self, name: &str) {
         let status =
