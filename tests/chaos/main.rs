@@ -72,16 +72,14 @@ async fn run(seed: u64) -> anyhow::Result<audit::Figures> {
     let rig = Rig::start(seed).await.context("starting")?;
     let sampling = rig.sample_audit();
     let sent = tokio::spawn(load::send(rig.addresses(), rig.config_id, plan.length()));
-    rig.suffer(&plan).await?;
-    rig.heal().await?;
-    let sent = sent.await?;
-    let quiet = rig.wait_until_quiet(QUIET_WITHIN).await;
-    let seen = sampling.finish().await?;
-    let figures = match quiet {
-        Ok(()) => rig.check(&plan, &sent, &seen).await,
-        Err(error) => Err(error),
+    let figures = async {
+        rig.suffer(&plan).await?;
+        rig.heal().await?;
+        let sent = sent.await?;
+        rig.wait_until_quiet(QUIET_WITHIN).await?;
+        rig.check(&plan, &sent, &sampling.finish().await?).await
     };
-    match figures {
+    match figures.await {
         Ok(figures) => {
             rig.remove().await?;
             println!("  {:.0} s: {figures}", begun.elapsed().as_secs_f64());

@@ -39,6 +39,8 @@ struct Served {
     number: usize,
     address: SocketAddr,
     child: Mutex<Child>,
+    /// Held while it is ended and started again: a second SIGTERM would end it at once.
+    ending: tokio::sync::Mutex<()>,
 }
 
 impl Rig {
@@ -69,7 +71,7 @@ impl Rig {
         for number in 0..PROCESSES {
             let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
             let child = Mutex::new(rig.spawn(number, address)?);
-            rig.processes.push(Served { number, address, child });
+            rig.processes.push(Served { number, address, child, ending: tokio::sync::Mutex::default() });
         }
         for served in &rig.processes {
             rig.wait_until_ready(served.address).await?;
@@ -164,11 +166,13 @@ impl Rig {
     async fn inflict(&self, fault: Fault) -> anyhow::Result<()> {
         match fault {
             Fault::Kill { process } => {
+                let _ending = self.processes[process].ending.lock().await;
                 self.end(process, "KILL").await?;
                 sleep(Duration::from_secs(1)).await;
                 self.restart(process)
             }
             Fault::Stop { process } => {
+                let _ending = self.processes[process].ending.lock().await;
                 self.end(process, "TERM").await?;
                 self.restart(process)
             }
@@ -328,13 +332,11 @@ impl Rig {
         }
     }
 
-    /// Starts a process again, unless that was done already.
+    /// Starts a process that has ended again.
     fn restart(&self, process: usize) -> anyhow::Result<()> {
         let served = &self.processes[process];
-        let mut child = served.child.lock().expect("nothing panics while it is held");
-        if child.try_wait()?.is_some() {
-            *child = self.spawn(process, served.address)?;
-        }
+        let child = self.spawn(process, served.address)?;
+        *served.child.lock().expect("nothing panics while it is held") = child;
         Ok(())
     }
 
