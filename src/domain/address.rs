@@ -7,9 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use url::{Host, Url};
 
+/// The only IPv6 addresses that are given to public hosts. Whatever lies outside is something else, or nothing yet.
+/// <https://www.iana.org/assignments/ipv6-address-space>
+const IPV6_UNICAST: &str = "2000::/3";
+
 /// Networks that are not public, from the IANA special-purpose registries.
 /// <https://www.iana.org/assignments/iana-ipv4-special-registry> and `…-ipv6-…`.
-const NOT_PUBLIC: [&str; 27] = [
+const NOT_PUBLIC: [&str; 19] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -25,20 +29,11 @@ const NOT_PUBLIC: [&str; 27] = [
     "203.0.113.0/24",
     "224.0.0.0/4",
     "240.0.0.0/4",
-    // all of ::/8, but for NAT64 (64:ff9b::/96), which is judged by the IPv4 address inside
-    "::/8",
-    "100::/64",
     "2001::/23",
     "2001:db8::/32",
     // 6to4, retired, with an IPv4 address inside
     "2002::/16",
     "3fff::/20",
-    "5f00::/16",
-    "fc00::/7",
-    "fe80::/10",
-    "fec0::/10",
-    "ff00::/8",
-    "64:ff9b:1::/48",
 ];
 
 /// Judges addresses before anything is sent to them.
@@ -46,6 +41,7 @@ const NOT_PUBLIC: [&str; 27] = [
 pub struct AddressPolicy {
     allowed: Vec<IpNet>,
     forbidden: Vec<IpNet>,
+    ipv6_unicast: IpNet,
 }
 
 /// The address that was refused is told, so that an operator can find the endpoint; it is never the receiver's secret.
@@ -56,8 +52,9 @@ pub struct ForbiddenAddress(pub IpAddr);
 impl AddressPolicy {
     /// Public addresses, and those within `allowed`.
     pub fn new(allowed: Vec<IpNet>) -> Self {
-        let forbidden = NOT_PUBLIC.map(|net| net.parse().expect("the table holds valid networks"));
-        Self { allowed, forbidden: forbidden.to_vec() }
+        let network = |text: &str| text.parse().expect("the tables hold valid networks");
+        let (forbidden, ipv6_unicast) = (NOT_PUBLIC.map(network).to_vec(), network(IPV6_UNICAST));
+        Self { allowed, forbidden, ipv6_unicast }
     }
 
     /// Fails unless `address` is public or allowed.
@@ -65,7 +62,8 @@ impl AddressPolicy {
         let effective = effective(address);
         let listed =
             |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address) || net.contains(&effective));
-        let forbidden = self.forbidden.iter().any(|net| net.contains(&effective));
+        let forbidden = self.forbidden.iter().any(|net| net.contains(&effective))
+            || (effective.is_ipv6() && !self.ipv6_unicast.contains(&effective));
         if forbidden && !listed(&self.allowed) { Err(ForbiddenAddress(address)) } else { Ok(()) }
     }
 
@@ -164,7 +162,51 @@ mod tests {
         assert!(policy.check_literal(&Url::parse("http://name.example/").unwrap()).is_ok());
     }
 
+    /// Every range of the registries that is not global, those outside of `2000::/3` included.
+    const RESERVED: [&str; 24] = [
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "::/128",
+        "::1/128",
+        "64:ff9b:1::/48",
+        "100::/64",
+        "2001::/23",
+        "2001:db8::/32",
+        "fc00::/7",
+        "fe80::/10",
+        "4000::/2",
+    ];
+
     proptest! {
+        #[test]
+        fn no_address_of_a_reserved_range_is_allowed_unless_the_operator_lists_it(index in 0..RESERVED.len(), host: u128) {
+            let range: IpNet = RESERVED[index].parse().unwrap();
+            let address = match range {
+                IpNet::V4(net) => {
+                    let host = u32::try_from(host & u128::from(u32::MAX)).unwrap() & net.hostmask().to_bits();
+                    IpAddr::V4(Ipv4Addr::from_bits(net.network().to_bits() | host))
+                }
+                IpNet::V6(net) => {
+                    IpAddr::V6(Ipv6Addr::from_bits(net.network().to_bits() | (host & net.hostmask().to_bits())))
+                }
+            };
+            prop_assert!(AddressPolicy::new(vec![]).check(address).is_err(), "{address}");
+            prop_assert!(AddressPolicy::new(vec![range]).check(address).is_ok(), "{address}");
+        }
+
         #[test]
         fn an_address_is_judged_alike_however_it_is_wrapped(bits: u32) {
             let policy = AddressPolicy::new(vec![]);
