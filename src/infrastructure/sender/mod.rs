@@ -77,7 +77,8 @@ enum NoAnswer {
 
 impl HttpSender {
     /// Prepares the client, which is hyper's own: it knows no redirects, proxies or cookies, each of which would reach an
-    /// address that nobody checked, and it resends only what was never written to a connection.
+    /// address that nobody checked, and it resends only what was never written to a connection. `docs/experiments.md` says
+    /// what reqwest would cost.
     pub fn new(settings: SenderSettings) -> anyhow::Result<Self> {
         let mut connector =
             HttpConnector::new_with_resolver(GuardedResolver::new(settings.addresses.clone())?);
