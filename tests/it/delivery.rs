@@ -9,6 +9,7 @@ use webhook_processor::infrastructure::service::Role;
 
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
+use crate::support::process::{Process, command};
 use crate::support::receiver::{Reply, TestReceiver};
 use crate::support::service::TestService;
 
@@ -358,6 +359,24 @@ async fn addresses_that_are_not_public_are_called_only_if_allowed() {
     assert_waits(&to_the_new_url).await;
     assert_eq!(receiver.count(), 0);
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxies_of_the_environment_are_not_used() {
+    let (receiver, database) = (TestReceiver::start().await, TestDatabase::new().await);
+    let mut serve = command(&database, &["serve"]);
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        serve.env(name, "http://127.0.0.1:1");
+    }
+    let process = Process::start(serve);
+    let api = process.api();
+    let config = api.register(&receiver.url, json!({"max_retries": 0})).await;
+    let queue_id = api.credit(config).await;
+
+    api.delivery_in(&queue_id, "completed").await;
+
+    let arrival = &receiver.arrivals()[0];
+    assert!(arrival.uri.starts_with('/'), "as to the receiver itself: {}", arrival.uri);
 }
 
 #[tokio::test]

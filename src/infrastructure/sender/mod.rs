@@ -1,7 +1,10 @@
 //! Requests to receivers: bounded in time and size, and only to addresses that the operator allows.
 
 mod address_guard;
+mod departure;
 mod errors;
+#[cfg(test)]
+mod tests;
 mod time_limit;
 
 use std::error::Error;
@@ -12,17 +15,17 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use axum::http::header::{ACCEPT, RETRY_AFTER, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tracing::error;
 
 use self::address_guard::GuardedResolver;
+use self::departure::{Departure, NoBody};
 use self::errors::{describe, is_own_fault};
 use self::time_limit::{Over, TimeLimit};
 use crate::application::ports::Sender;
@@ -54,7 +57,7 @@ pub struct SenderSettings {
 
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
 pub struct HttpSender {
-    client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, Empty<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, NoBody>,
     /// Why nothing can be sent over TLS, if so.
     tls_fault: Option<String>,
     settings: SenderSettings,
@@ -74,7 +77,8 @@ enum NoAnswer {
 
 impl HttpSender {
     /// Prepares the client, which is hyper's own: it knows no redirects, proxies or cookies, each of which would reach an
-    /// address that nobody checked, and it resends only what was never written to a connection.
+    /// address that nobody checked, and it resends only what was never written to a connection. `docs/experiments.md` says
+    /// what reqwest would cost.
     pub fn new(settings: SenderSettings) -> anyhow::Result<Self> {
         let mut connector =
             HttpConnector::new_with_resolver(GuardedResolver::new(settings.addresses.clone())?);
@@ -110,13 +114,12 @@ impl HttpSender {
         if let Some(fault) = self.tls_fault.as_ref().filter(|_| url.scheme_str() == Some("https")) {
             return Err(NoAnswer::NotSent(fault.clone()));
         }
-        let mut request = Request::new(Empty::new());
+        let departure = Departure::before(limit.deadline());
+        let mut request = Request::new(NoBody(departure.clone()));
         *request.uri_mut() = url;
         *request.headers_mut() = headers(delivery, endpoint);
-        // it is known just before the request is handed to the connection
-        let connection = capture_connection(&mut request);
-        let has_connection = || connection.connection_metadata().is_some();
-        let response = match limit.of_what_may_begin(self.client.request(request), has_connection).await {
+        let has_begun = || !departure.call_off();
+        let response = match limit.of_what_may_begin(self.client.request(request), has_begun).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if is_own_fault(&error) => return Err(NoAnswer::NotSent(describe(&error))),
             Ok(Err(error)) => return Err(NoAnswer::Failed(describe(&error))),
@@ -207,7 +210,8 @@ impl Sender for HttpSender {
 /// The endpoint's own headers, the ids of delivery and event, and the trace that it belongs to.
 fn headers(delivery: &LeasedDelivery, endpoint: &Endpoint) -> HeaderMap {
     const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
-    let mut headers = HeaderMap::with_capacity(8);
+    // six of its own, one of which is the host that the client adds
+    let mut headers = HeaderMap::with_capacity(6 + endpoint.settings.headers.as_map().len());
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     for (name, value) in endpoint.settings.headers.iter() {

@@ -51,7 +51,8 @@ impl TimeLimit {
 
     /// The same, where what is not under way by the deadline must not begin any more: nothing is sent when the lease may be over
     /// and another worker may have sent it. No timer sees to that, since the work is looked at before it: after a pause, a
-    /// connection may be ready.
+    /// connection may be ready. `is_under_way` is asked only once the deadline has passed; what it denies must not begin
+    /// afterwards, on whatever thread.
     pub async fn of_what_may_begin<T>(
         &self,
         work: impl Future<Output = T>,
@@ -70,6 +71,11 @@ impl TimeLimit {
             None if !is_under_way() && late_by() > LATE => Err(Over::Before),
             None => Err(Over::Within),
         }
+    }
+
+    /// When it is over.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// Its length in milliseconds.
