@@ -49,6 +49,10 @@ test: prerequisites ## run all tests, on a private PostgreSQL of their own (PG=1
 	[ -z "$$bin" ] || export PG_BINDIR="$$bin"; \
 	exec cargo test --locked $(profile)
 
+.PHONY: test-coverage
+test-coverage: prerequisites ## run all tests, and report the lines that they reach as HTML (TESTS=--lib for the unit tests)
+	scripts/test-coverage $(TESTS)
+
 .PHONY: check
 check: prerequisites ## check formatting, lints, documentation, and that .sqlx and schema/ are up to date
 	cargo fmt --check

@@ -1,4 +1,4 @@
-//! The groups of figures, one file for each: what is run, and which goals its figures have.
+//! The groups of figures, one file for each: its runs, its goals.
 
 pub mod ceiling;
 mod drain;

@@ -1,5 +1,6 @@
-//! A lean generator of load: requests that are written out beforehand, on connections that are kept. It shares the
-//! machine with what it measures.
+//! A lean generator of load: requests that are written out beforehand, on connections that are kept.
+//!
+//! It shares the machine with what it measures.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

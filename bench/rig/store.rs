@@ -1,4 +1,4 @@
-//! A database of a run, which workers and processes find filled.
+//! A database of a run, which is filled before workers find it.
 
 use anyhow::Context as _;
 use sqlx::postgres::PgConnectOptions;
