@@ -6,12 +6,13 @@ WORKDIR /build
 # as in .cargo/config.toml
 ENV SQLX_OFFLINE=true JEMALLOC_SYS_WITH_MALLOC_CONF=dirty_decay_ms:1000,muzzy_decay_ms:0
 
-# Dependencies change seldom: compiled for empty sources, they stay a layer of their own. The tests stay empty.
+# Dependencies change seldom: compiled for empty sources, they stay a layer of their own. The tests stay empty, and
+# the benchmark harness is not there at all.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests/it \
     && echo 'fn main() {}' > src/main.rs \
     && touch src/lib.rs tests/it/main.rs \
-    && cargo build --release --locked \
+    && cargo build --release --locked --bin webhook-processor \
     && rm -r src
 
 COPY . .

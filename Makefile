@@ -9,6 +9,9 @@ ifdef RELEASE
 profile := --release
 endif
 
+# What is deployed; `cargo build` alone builds the benchmark harness, too.
+program := --bin webhook-processor
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -26,7 +29,7 @@ deps: prerequisites ## fetch all dependencies
 
 .PHONY: build
 build: prerequisites ## build the program (RELEASE=1 for speed)
-	cargo build --locked $(profile)
+	cargo build --locked $(program) $(profile)
 
 .PHONY: dev-setup
 dev-setup: prerequisites deps ## prepare a clone: .env, dependencies, a migrated database
@@ -45,6 +48,10 @@ test: prerequisites ## run all tests, on a private PostgreSQL of their own (PG=1
 	@bin=$(if $(PG),$$(scripts/install-postgres $(PG)),$${PG_BINDIR:-}) || exit 1; \
 	[ -z "$$bin" ] || export PG_BINDIR="$$bin"; \
 	exec cargo test --locked $(profile)
+
+.PHONY: test-coverage
+test-coverage: prerequisites ## run all tests, and report the lines that they reach as HTML (TESTS=--lib for the unit tests)
+	scripts/test-coverage $(TESTS)
 
 .PHONY: check
 check: prerequisites check-scripts check-dependencies ## check formatting, lints, documentation, scripts, dependencies, .sqlx and schema/
@@ -73,14 +80,21 @@ check-dependencies: prerequisites ## check licences, banned crates and sources o
 chaos: prerequisites ## cut, kill, stall and restart everything while events come in (SEEDS="1 2", or MINUTES=60 of random ones)
 	$(if $(SEEDS),SEEDS="$(SEEDS)") $(if $(MINUTES),MINUTES=$(MINUTES)) cargo test --locked $(profile) --test chaos
 
+# The harness is a program of its own, which starts the one that it measures from beside itself.
+bench := $(or $(CARGO_TARGET_DIR),target)/release/webhook-processor-bench
+
+.PHONY: bench-build
+bench-build: prerequisites
+	cargo build --locked --release --bins
+
 .PHONY: bench
-bench: prerequisites ## measure this machine and write docs/benchmarks.md (20 minutes)
-	cargo run --release --locked -- bench --write .
+bench: bench-build ## measure this machine and write docs/benchmarks.md (20 minutes)
+	$(bench) --write .
 
 .PHONY: bench-peers
-bench-peers: prerequisites ## the same for other queues, side by side with ours
+bench-peers: bench-build ## the same for other queues, side by side with ours
 	scripts/install-bench-prerequisites
-	cargo run --release --locked -- bench --only peers --write . \
+	$(bench) --only peers --write . \
 		--peer 'graphile-worker=bench/peers/run graphile-worker' \
 		--peer 'bullmq=bench/peers/run bullmq' \
 		--peer 'pg-boss=bench/peers/run pg-boss'
@@ -100,7 +114,7 @@ receiver_listens := { curl -s --max-time 1 telnet://127.0.0.1:9000 </dev/null >/
 create-sample-webhooks: prerequisites ## send N=20 webhooks to a running server, with a receiver for their duration
 	@receiver=; \
 	if ! $(receiver_listens); then \
-		cargo build --locked --quiet $(profile) || exit 1; \
+		cargo build --locked --quiet $(program) $(profile) || exit 1; \
 		cargo run --locked --quiet $(profile) -- receiver --port 9000 & receiver=$$!; \
 		trap 'kill $$receiver 2>/dev/null' EXIT; \
 		trap 'exit 130' INT; \

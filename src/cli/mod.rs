@@ -1,9 +1,8 @@
 //! The command line: what can be asked, and which part of the program does it.
 
-mod bench;
 mod configs;
 mod deliveries;
-mod output;
+pub mod output;
 mod receiver;
 
 use std::fmt::Write as _;
@@ -62,8 +61,6 @@ enum Command {
     Configs(configs::ConfigsCommand),
     /// Run a local test receiver that counts and prints what arrives.
     Receiver(receiver::ReceiverArgs),
-    /// Measure this machine: sender, queue, and both together. Uses a PostgreSQL of its own.
-    Bench(bench::BenchArgs),
     /// Ask a running process for /health/live; exits 0 if it answers.
     #[command(hide = true)]
     Health,
@@ -82,9 +79,14 @@ fn settings_help() -> String {
 
 /// Runs a command to its end.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
+    block_on(dispatch(cli))
+}
+
+/// Runs work to its end, on a runtime of its own.
+pub fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let ended = runtime.block_on(dispatch(cli));
+    let ended = runtime.block_on(work);
     // a look-up of a name, say, may still occupy a thread; nobody waits for it any more
     runtime.shutdown_background();
     ended
@@ -114,7 +116,6 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Api => Role::Api,
         Command::Worker => Role::Worker,
         Command::Health => return health(&settings).await,
-        Command::Bench(args) => return bench::run(args, &settings, stop, json).await,
         command => return with_database(command, &settings, json, stop).await,
     };
     service::run(&settings, role, telemetry::record_metrics()?, stop).await
@@ -141,12 +142,7 @@ async fn with_database(
             Command::Show(args) => deliveries::show(&args, &application, json).await,
             Command::Replay(args) => deliveries::replay(args, &application, json).await,
             Command::Configs(command) => configs::run(command, &application, json).await,
-            Command::Serve
-            | Command::Api
-            | Command::Worker
-            | Command::Receiver(_)
-            | Command::Bench(_)
-            | Command::Health => {
+            Command::Serve | Command::Api | Command::Worker | Command::Receiver(_) | Command::Health => {
                 unreachable!("dispatched before")
             }
         }

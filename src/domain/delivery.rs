@@ -472,6 +472,26 @@ pub struct Delivery {
 pub(crate) mod tests {
     use super::*;
 
+    /// A delivery as a worker holds it.
+    pub(crate) fn leased() -> LeasedDelivery {
+        LeasedDelivery {
+            queue_id: QueueId::new(Uuid::now_v7()),
+            lease: Lease { worker_id: WorkerId::new("test", 0, 0, 0), locked_at: DateTime::UNIX_EPOCH },
+            config_id: EndpointId::from_stored(1),
+            config_revision: DateTime::UNIX_EPOCH,
+            event_id: String::new(),
+            webhook_url: String::new(),
+            traceparent: None,
+            attempt: 0,
+            max_retries: 6,
+            priority: Priority::default(),
+            probe: false,
+            in_flight_limited: false,
+            claimed_at: Instant::now(),
+            work: Work::Attempt { waited: Duration::ZERO, starts_at: None },
+        }
+    }
+
     #[test]
     fn statuses_are_read_as_they_are_written() {
         for status in DeliveryStatus::ALL {

@@ -255,10 +255,9 @@ async fn help_and_the_readme_tell_of_every_setting() {
         assert!(help.contains(setting.name), "{}", setting.name);
         assert!(readme.contains(&format!("`{}`", setting.name)), "{}", setting.name);
     }
-    for command in [
-        "serve", "api", "worker", "migrate", "enqueue", "stats", "show", "replay", "configs", "receiver",
-        "bench",
-    ] {
+    for command in
+        ["serve", "api", "worker", "migrate", "enqueue", "stats", "show", "replay", "configs", "receiver"]
+    {
         assert!(help.contains(&format!("  {command} ")), "{command}");
     }
 }

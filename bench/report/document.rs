@@ -1,29 +1,15 @@
-//! The report: tables for people, `bench/figures.json`, and `docs/benchmarks.md` with its chart, made from that.
+//! Renders `docs/benchmarks.md` from the figures.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
-use anyhow::Context as _;
-
-use super::Group;
-use super::chart;
-use super::figures::{Figure, Section, Sections, Unit};
-use crate::cli::output::{say, table};
-
-/// What is committed, seen from the root of the repository.
-const FIGURES: &str = "bench/figures.json";
-const DOCUMENT: &str = "docs/benchmarks.md";
-const CHART: &str = "docs/benchmarks.svg";
-/// A figure that has come down to this share of what it was is marked.
-const WORSE: f64 = 0.9;
+use super::figures::{Figure, Sections, Unit};
+use super::{extremes, verdict};
+use crate::groups::Group;
 
 const INTRODUCTION: &str = "\
 # Benchmarks
 
 `make bench` measures the machine that it runs on and writes this page and its chart; `make bench-peers` does the same for
-other queues, side by side with ours. It is not a test and fails nothing. `webhook-processor bench --help` tells what else
-can be asked.
+other queues, side by side with ours. It is not a test and fails nothing. What else can be asked
+shows in `target/release/webhook-processor-bench --help`.
 
 It starts a PostgreSQL of its own with `fsync` on and the settings of the embedded default, and a receiver that answers
 each request at once with 2 bytes; every run has a database that is new, and never analyzed. Runs take turns in rounds,
@@ -43,7 +29,7 @@ receiver got as many requests is checked.
 ";
 
 /// The heading and the explanation of a group.
-fn explanation(group: Group) -> (&'static str, &'static str) {
+pub fn explanation(group: Group) -> (&'static str, &'static str) {
     match group {
         Group::Drain => (
             "Drain",
@@ -92,88 +78,8 @@ fn explanation(group: Group) -> (&'static str, &'static str) {
     }
 }
 
-/// Prints the figures of a run beside what they were.
-pub fn print(sections: &Sections, then: &Sections) -> anyhow::Result<()> {
-    for (group, section) in sections {
-        let mut rows = table(&[explanation(*group).0, "median", "lowest to highest", "goal", "", "change"]);
-        for figure in &section.figures {
-            rows.add_row([
-                figure.name.clone(),
-                figure.unit.write(figure.value),
-                extremes(figure),
-                figure.goal_text(),
-                verdict(figure).to_owned(),
-                change(figure, section, then.get(group)),
-            ]);
-        }
-        say(rows)?;
-        for remark in &section.remarks {
-            say(remark)?;
-        }
-    }
-    Ok(())
-}
-
-fn extremes(figure: &Figure) -> String {
-    format!("{} to {}", figure.unit.write(figure.lowest), figure.unit.write(figure.highest))
-}
-
-fn verdict(figure: &Figure) -> &'static str {
-    match figure.is_met() {
-        None => "",
-        Some(true) => "met",
-        Some(false) => "not met",
-    }
-}
-
-/// How a figure differs from the last one of its name.
-fn change(figure: &Figure, section: &Section, then: Option<&Section>) -> String {
-    let earlier =
-        then.and_then(|then| Some((then, then.figures.iter().find(|last| last.name == figure.name)?)));
-    let improvement = earlier.map(|(then, last)| figure.improvement(section.ceiling, last, then.ceiling));
-    match improvement {
-        // there is no share of nothing
-        Some(improvement) if improvement.is_finite() => {
-            let mark = if improvement < WORSE { "  WORSE" } else { "" };
-            format!("{:+.0} %{mark}", (improvement - 1.0) * 100.0)
-        }
-        _ => String::new(),
-    }
-}
-
-/// What is committed in the repository at `root`, or at least written there; nothing if there is none.
-pub fn committed(root: &Path) -> Sections {
-    let git = Command::new("git").arg("-C").arg(root).args(["show", &format!("HEAD:{FIGURES}")]).output();
-    let text = match git {
-        Ok(output) if output.status.success() => output.stdout,
-        _ => fs::read(root.join(FIGURES)).unwrap_or_default(),
-    };
-    serde_json::from_slice(&text).unwrap_or_default()
-}
-
-/// Puts the figures of a run in the place of the last ones of their groups, and renders all.
-pub fn write(root: &Path, sections: Sections) -> anyhow::Result<()> {
-    let path = root.join(FIGURES);
-    let mut all: Sections = match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?,
-        Err(_) => Sections::new(),
-    };
-    all.extend(sections);
-    for (name, text) in [
-        (FIGURES, serde_json::to_string_pretty(&all)? + "\n"),
-        (DOCUMENT, document(&all)),
-        (CHART, chart::chart(&all)),
-    ] {
-        let path = root.join(name);
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(())
-}
-
-fn document(sections: &Sections) -> String {
+/// The page.
+pub fn document(sections: &Sections) -> String {
     let mut parts = vec![INTRODUCTION.to_owned()];
     for (group, section) in sections {
         let (heading, explanation) = explanation(*group);
@@ -231,35 +137,11 @@ fn wrapped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::Samples;
+    use super::super::tests::section;
     use super::*;
 
-    fn section(rate: f64, ceiling: f64) -> Section {
-        let mut samples = Samples::default();
-        samples.add("drain", Unit::PerSecond, rate);
-        samples.add("share", Unit::Ratio, rate / ceiling);
-        Section {
-            date: "2026-01-02".into(),
-            machine: "2 cores".into(),
-            versions: "PostgreSQL 15".into(),
-            command: "webhook-processor bench".into(),
-            ceiling,
-            figures: samples
-                .into_figures(|figure| if figure.name == "share" { figure.at_least(0.8) } else { figure }),
-            remarks: vec![],
-        }
-    }
-
     #[test]
-    fn what_has_become_worse_is_marked() {
-        let (then, now) = (section(8_000.0, 10_000.0), section(3_000.0, 5_000.0));
-        assert_eq!(change(&now.figures[0], &now, Some(&then)), "-25 %  WORSE");
-        assert_eq!(change(&then.figures[0], &then, Some(&then)), "+0 %");
-        assert_eq!(change(&now.figures[0], &now, None), "");
-    }
-
-    #[test]
-    fn the_document_tells_figures_goals_and_how_they_were_measured() {
+    fn the_document_shows_figures_goals_and_how_they_were_measured() {
         let document = document(&Sections::from([(Group::Drain, section(3_000.0, 5_000.0))]));
         assert!(document.contains("| drain | 3,000/s | 3,000/s to 3,000/s |  |  |\n"), "{document}");
         assert!(
@@ -268,19 +150,5 @@ mod tests {
         );
         assert!(document.contains("2026-01-02. 2 cores. PostgreSQL 15."), "{document}");
         assert!(document.lines().all(|line| line.starts_with('|') || line.len() <= 130), "{document}");
-    }
-
-    #[test]
-    fn one_group_replaces_only_its_own_section() {
-        let root = tempfile::tempdir().unwrap();
-        write(
-            root.path(),
-            Sections::from([(Group::Drain, section(1.0, 2.0)), (Group::Peers, section(5.0, 9.0))]),
-        )
-        .unwrap();
-        write(root.path(), Sections::from([(Group::Drain, section(3.0, 4.0))])).unwrap();
-        let kept = committed(root.path());
-        assert_eq!(kept[&Group::Drain], section(3.0, 4.0));
-        assert_eq!(kept[&Group::Peers], section(5.0, 9.0));
     }
 }

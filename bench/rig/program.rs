@@ -1,4 +1,4 @@
-//! Other processes of this program, as they run in production; killed when they go out of scope.
+//! Processes of `webhook-processor`, as they run in production; killed when they go out of scope.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use super::load::Connection;
-use super::rig::Store;
+use super::store::Store;
 
 /// How long a process may take to start.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -78,9 +78,13 @@ pub struct Memory {
     pub highest: f64,
 }
 
-/// This program, with what it logs shown as our own.
+/// The program that lies beside this one, with what it logs shown as our own.
 fn command(arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+    let this = std::env::current_exe().context("finding this program")?;
+    let program = this.with_file_name("webhook-processor").with_extension(std::env::consts::EXE_EXTENSION);
+    let build = if cfg!(debug_assertions) { "cargo build" } else { "cargo build --release" };
+    ensure!(program.exists(), "there is no {} to measure: build it by `{build}`", program.display());
+    let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     Ok(command)
 }
@@ -90,5 +94,18 @@ impl Drop for Program {
         // it may have ended already
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_missing_is_named_with_the_command_that_builds_it() {
+        // tests lie in a directory of their own
+        let error = command(&["serve"]).unwrap_err().to_string();
+        assert!(error.starts_with("there is no /"), "{error}");
+        assert!(error.contains("/webhook-processor to measure: build it by `cargo build"), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use sqlx::Connection as _;
 
-use super::rig::Rig;
+use super::Rig;
 
 /// Processors, memory and kernel, as far as the system tells.
 pub fn machine() -> String {
@@ -29,7 +29,7 @@ fn field(path: &str, name: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
-/// PostgreSQL and this program.
+/// PostgreSQL and the program that is measured, which is built with this one.
 pub async fn versions(rig: &Rig) -> anyhow::Result<String> {
     let mut connection = rig.connect().await?;
     let server: String =
@@ -51,5 +51,5 @@ pub fn command() -> String {
     };
     let arguments =
         std::env::args_os().skip(1).map(|argument| quoted(argument.to_string_lossy().into_owned()));
-    ["webhook-processor".to_owned()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
+    ["webhook-processor-bench".to_owned()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
 }

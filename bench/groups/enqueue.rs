@@ -1,4 +1,4 @@
-//! Enqueue: single events against `pgbench`, a stream against `psql`, both of which insert plainly, and latency.
+//! Enqueue, against plain inserts: single events against `pgbench`, a stream against `psql`.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -6,11 +6,13 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
-use super::BenchArgs;
-use super::figures::{Figure, Samples, Unit, percentile};
-use super::load::{self, Connection, Schedule};
-use super::program::Program;
-use super::rig::{Rig, Store, new_delivery, per_second};
+use crate::BenchArgs;
+use crate::report::figures::{Figure, Samples, Unit, per_second, percentile};
+use crate::rig::Rig;
+use crate::rig::load::{self, Connection, Schedule};
+use crate::rig::payload::{self, new_delivery};
+use crate::rig::program::Program;
+use crate::rig::store::Store;
 
 /// Kinds of run in a round.
 pub const RUNS: usize = 5;
@@ -62,7 +64,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
 async fn posts(rig: &Rig, args: &BenchArgs, events: usize) -> anyhow::Result<f64> {
     let store = rig.fresh().await?;
     let api = Program::service("api", &store).await?;
-    let request = load::post_event(&store.endpoint, &[]);
+    let request = payload::post_event(&store.endpoint, &[]);
     let rate = load::at_full_speed(api.address, args.connections, events, request).await?;
     drop(api);
     rig.finish(store).await?;
@@ -73,7 +75,7 @@ async fn posts(rig: &Rig, args: &BenchArgs, events: usize) -> anyhow::Result<f64
 async fn posts_at_rate(rig: &Rig, args: &BenchArgs, per_second: f64) -> anyhow::Result<Vec<f64>> {
     let store = rig.fresh().await?;
     let api = Program::service("api", &store).await?;
-    let request = load::post_event(&store.endpoint, &[]);
+    let request = payload::post_event(&store.endpoint, &[]);
     // the API has been running for a while when it is measured
     load::at_full_speed(api.address, args.connections, args.deliveries() / 20, request.clone()).await?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
@@ -99,14 +101,14 @@ async fn plain_single_rows(rig: &Rig, rows: usize, protocol: &str) -> anyhow::Re
     let printed = output(pgbench.arg("--file").arg(script)).await?;
     let rate = printed.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     rig.finish(store).await?;
-    rate.context("pgbench has told no rate")
+    rate.context("pgbench has shown no rate")
 }
 
 /// Many events as one stream of lines.
 async fn stream(rig: &Rig, events: usize) -> anyhow::Result<f64> {
     let store = rig.fresh().await?;
     let api = Program::service("api", &store).await?;
-    let request = load::post_events(&store.endpoint, events, &[]);
+    let request = payload::post_events(&store.endpoint, events, &[]);
     let begun = Instant::now();
     Connection::open(api.address).await?.exchange(&request).await?;
     let rate = per_second(events, begun);
@@ -166,7 +168,7 @@ fn insert(store: &Store, ids: impl IntoIterator<Item = String>) -> String {
 
 /// What a program prints, if it succeeds.
 async fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().await.context("running a program of PostgreSQL's")?;
+    let output = command.output().await.context("running a program of PostgreSQL")?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     Ok(printed)

@@ -1,20 +1,22 @@
 //! What becomes of the drain when there is much of something: history, schedules, endpoints, snapshots, processes.
-//! Each against a drain just before it, on a fresh database with one endpoint.
+//!
+//! Each run is compared with a drain just before it, on a fresh database with one endpoint.
 
 use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use sqlx::Connection as _;
+use webhook_processor::domain::endpoint::EndpointParts;
+use webhook_processor::infrastructure::postgres::tell_ready;
 
-use super::BenchArgs;
 use super::drain::{drain, drain_fresh, fill_and_drain};
-use super::figures::{Figure, Samples, Unit, median, percentile, written};
-use super::load::Connection;
-use super::program::Program;
-use super::rig::{Rig, Store, per_second};
-use crate::domain::endpoint::EndpointParts;
-use crate::infrastructure::postgres::tell_ready;
+use crate::BenchArgs;
+use crate::report::figures::{Figure, Samples, Unit, median, per_second, percentile, written};
+use crate::rig::Rig;
+use crate::rig::load::Connection;
+use crate::rig::program::Program;
+use crate::rig::store::Store;
 
 /// Runs in a round.
 pub const RUNS: usize = 12 + PROCESSES.len();

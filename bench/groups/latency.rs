@@ -1,5 +1,6 @@
-//! Latency at a steady rate, from the call of `POST /webhooks` to the request at the receiver: alone, and beside an
-//! endpoint that has much waiting and never answers.
+//! Latency at a steady rate, from the call of `POST /webhooks` to the request at the receiver.
+//!
+//! It is measured alone, then beside an endpoint that has much waiting and never answers.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,13 +10,14 @@ use anyhow::ensure;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
+use webhook_processor::domain::endpoint::EndpointParts;
 
-use super::BenchArgs;
-use super::figures::{Figure, Samples, Unit, percentile};
-use super::load::{self, Schedule};
-use super::program::Program;
-use super::rig::Rig;
-use crate::domain::endpoint::EndpointParts;
+use crate::BenchArgs;
+use crate::report::figures::{Figure, Samples, Unit, percentile};
+use crate::rig::Rig;
+use crate::rig::load::{self, Schedule};
+use crate::rig::payload;
+use crate::rig::program::Program;
 
 /// Kinds of run in a round.
 pub const RUNS: usize = 2;
@@ -81,7 +83,7 @@ async fn steady(rig: &Rig, args: &BenchArgs, waiting: usize) -> anyhow::Result<V
     let serve = Program::service("serve", &store).await?;
     tokio::time::sleep(WARM_UP).await;
     let schedule = Schedule::from_now(RATE);
-    let request = move |number: usize| load::post_event(&measured, &[(NUMBER, number.to_string())]);
+    let request = move |number: usize| payload::post_event(&measured, &[(NUMBER, number.to_string())]);
     load::on_schedule(serve.address, args.connections, events, schedule, request).await?;
     let arrivals = receiver.wait_for_all().await?;
     drop(serve);

@@ -1,5 +1,6 @@
-//! A lean generator of load: requests that are written out beforehand, on connections that are kept. It shares the
-//! machine with what it measures.
+//! A lean generator of load: requests that are written out beforehand, on connections that are kept.
+//!
+//! It shares the machine with what it measures.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,42 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
-use super::rig::{PARAMETERS, per_second};
-use crate::domain::endpoint::Endpoint;
-
-/// An event of the one payload, with more parameters.
-pub fn event(endpoint: &Endpoint, more: &[(&str, String)]) -> Value {
-    let mut parameters: serde_json::Map<_, _> =
-        PARAMETERS.map(|(name, value)| (name.to_owned(), value.into())).into_iter().collect();
-    parameters.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())));
-    json!({"event_type": "+credit", "config_id": endpoint.id.get(), "url_params": parameters})
-}
-
-/// A `POST` as it goes over the wire.
-pub fn post(path: &str, content_type: &str, body: &str) -> Vec<u8> {
-    let length = body.len();
-    format!(
-        "POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
-    .into_bytes()
-}
-
-/// An enqueue of one event.
-pub fn post_event(endpoint: &Endpoint, more: &[(&str, String)]) -> Vec<u8> {
-    post("/webhooks", "application/json", &event(endpoint, more).to_string())
-}
-
-/// An enqueue of many, as a stream.
-pub fn post_events(endpoint: &Endpoint, count: usize, more: &[(&str, String)]) -> Vec<u8> {
-    let line = event(endpoint, more).to_string() + "\n";
-    post("/webhooks/batch", "application/x-ndjson", &line.repeat(count))
-}
+use crate::report::figures::per_second;
 
 /// A kept connection.
 pub struct Connection {

@@ -16,10 +16,11 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::BenchArgs;
 use super::drain::drain_fresh;
-use super::figures::{Figure, Samples, Unit, float};
-use super::rig::{Rig, new_delivery};
+use crate::BenchArgs;
+use crate::report::figures::{Figure, Samples, Unit, float};
+use crate::rig::Rig;
+use crate::rig::payload::new_delivery;
 
 /// How long a peer may take, from its start to its end.
 const RUN_MAX: Duration = Duration::from_mins(10);
@@ -116,13 +117,9 @@ async fn run(rig: &Rig, peer: &Peer, deliveries: usize) -> anyhow::Result<Report
     };
     rig.drop_database(&database).await?;
     let received = rig.receiver.received().await? - received;
-    ensure!(
-        report.deliveries == deliveries,
-        "it tells of {} deliveries, not of {deliveries}",
-        report.deliveries
-    );
+    ensure!(report.deliveries == deliveries, "it reports {} deliveries, not {deliveries}", report.deliveries);
     ensure!(received >= deliveries as u64, "the receiver got {received} requests of {deliveries}");
-    ensure!(report.seconds > 0.0, "it tells of no time");
+    ensure!(report.seconds > 0.0, "it reports no time");
     Ok(report)
 }
 

@@ -1,38 +1,36 @@
-//! What all figures stand on: a private PostgreSQL with `fsync` on, a database for each run, and a receiver.
+//! What all figures stand on: a private PostgreSQL with `fsync` on, a receiver, a database for each run.
+
+pub mod load;
+pub mod machine;
+pub mod payload;
+pub mod program;
+pub mod store;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use indicatif::ProgressBar;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, PgConnection};
+use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::process::Command;
 use url::form_urlencoded::byte_serialize;
-use uuid::Uuid;
+use webhook_processor::domain::address::AddressPolicy;
+use webhook_processor::domain::endpoint::{Endpoint, EndpointParts};
+use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
+use webhook_processor::infrastructure::postgres::Database;
+use webhook_processor::infrastructure::sender::{HttpSender, SenderSettings};
+use webhook_processor::infrastructure::service::Application;
+use webhook_processor::infrastructure::settings::Settings;
 
-use super::figures::float;
-use super::program::Program;
-use crate::application::ports::{DeliveryQueue as _, Incoming};
-use crate::domain::delivery::{NewDelivery, QueueId};
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
-use crate::domain::event::{Event, EventParts};
-use crate::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
-use crate::infrastructure::postgres::Database;
-use crate::infrastructure::service::Application;
-use crate::infrastructure::settings::Settings;
+use self::program::Program;
+use self::store::{Store, execute};
 
-/// Deliveries that one statement stores while a run is prepared.
-const FILL_BATCH: usize = 1_000;
 /// The database that those of the runs are copies of.
 const TEMPLATE: &str = "bench_template";
 /// How long connections may take to end.
 const FAREWELL_MAX: Duration = Duration::from_secs(10);
-
-/// The parameters of every event, one payload for all.
-pub const PARAMETERS: [(&str, &str); 4] =
-    [("user_id", "user_123"), ("value", "100"), ("token", "abc123"), ("signature", "xyz789")];
 
 /// What the runs share.
 pub struct Rig {
@@ -50,12 +48,12 @@ pub struct Rig {
 
 impl Rig {
     pub async fn start(settings: &Settings, bar: ProgressBar) -> anyhow::Result<Self> {
+        let receiver = Program::receiver()?;
         let directory = std::env::temp_dir().join(format!("webhook-processor-bench-{}", std::process::id()));
         // durable, as in production, and never the user's own database
         let options = EmbeddedOptions { directory, durable: true, binaries: None };
         let server = EmbeddedPostgres::start(&options).await?;
         let directory = Directory(server.directory().to_owned());
-        let receiver = Program::receiver()?;
         let settings =
             Settings { egress_allow: vec!["127.0.0.0/8".parse().expect("a network")], ..settings.clone() };
         let endpoint = make_template(&server, &settings, &receiver).await?;
@@ -82,7 +80,7 @@ impl Rig {
         })
     }
 
-    /// A new database, with nothing in it where `with` says nothing else; answers its name.
+    /// A new database, empty unless `with` says otherwise; answers its name.
     pub async fn create_database(&self, with: &str) -> anyhow::Result<String> {
         let name = format!("bench_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.execute(&format!("create database {name} {with}")).await?;
@@ -147,7 +145,17 @@ impl Rig {
         self.directory.0.join(name)
     }
 
-    /// Waits until nobody is connected to a database: only then have all told what they did.
+    /// The sender as workers have it.
+    pub fn sender(&self) -> anyhow::Result<HttpSender> {
+        HttpSender::new(SenderSettings {
+            timeout: self.settings.http_timeout,
+            response_bytes_max: self.settings.response_bytes_max,
+            idle_connections_max: self.settings.workers.leases_max(),
+            addresses: AddressPolicy::new(self.settings.egress_allow.clone()),
+        })
+    }
+
+    /// Waits until nobody is connected to a database: only then is all counted that they did.
     pub async fn wait_for_farewell(&self, database: &str) -> anyhow::Result<()> {
         let mut connection = self.connect().await?;
         let begun = Instant::now();
@@ -184,92 +192,6 @@ async fn make_template(
     let endpoint = Application::new(&database, settings).api.endpoints.register(parts).await?;
     database.close().await;
     Ok(endpoint)
-}
-
-/// A database of a run.
-pub struct Store {
-    pub name: String,
-    pub url: String,
-    options: PgConnectOptions,
-    pub endpoint: Endpoint,
-    settings: Settings,
-}
-
-impl Store {
-    /// Pools on it. Close them: their statistics count then.
-    pub fn open(&self) -> Database {
-        Database::new(self.options.clone(), self.settings.request_connections)
-    }
-
-    pub async fn connect(&self) -> anyhow::Result<PgConnection> {
-        Ok(self.options.connect().await?)
-    }
-
-    pub async fn execute(&self, statement: &str) -> anyhow::Result<()> {
-        execute(&mut self.connect().await?, statement).await
-    }
-
-    /// Stores deliveries, in turn for each of the endpoints.
-    pub async fn fill(&self, endpoints: &[Endpoint], deliveries: usize) -> anyhow::Result<()> {
-        let database = self.open();
-        for begin in (0..deliveries).step_by(FILL_BATCH) {
-            let batch: Vec<_> = (begin..deliveries.min(begin + FILL_BATCH))
-                .map(|number| new_delivery(&endpoints[number % endpoints.len()]))
-                .collect();
-            let plain = |delivery| Incoming { delivery, lease: None };
-            database.enqueue(&batch.iter().map(plain).collect::<Vec<_>>()).await?;
-        }
-        database.close().await;
-        Ok(())
-    }
-
-    /// Where the deliveries of the first endpoint go.
-    pub fn endpoint_url(&self) -> &str {
-        self.endpoint.settings.postback_url.as_ref().expect("it was registered with one").as_str()
-    }
-
-    /// More endpoints like the first one.
-    pub async fn more_endpoints(&self, count: usize) -> anyhow::Result<Vec<Endpoint>> {
-        let ids: Vec<i64> = sqlx::query_scalar(
-            "insert into webhook_configs (name, postback_url, created_at, updated_at)
-             select 'bench ' || n, $1, $2, $2 from generate_series(1, $3::bigint) as n returning id",
-        )
-        .bind(self.endpoint_url())
-        .bind(self.endpoint.updated_at)
-        .bind(i64::try_from(count)?)
-        .fetch_all(&mut self.connect().await?)
-        .await?;
-        let like_the_first = |id| Endpoint { id: EndpointId::from_stored(id), ..self.endpoint.clone() };
-        Ok(ids.into_iter().map(like_the_first).collect())
-    }
-
-    /// Registers or changes endpoints, and what else the application does.
-    pub fn application(&self, database: &Database) -> Application {
-        Application::new(database, &self.settings)
-    }
-}
-
-/// A delivery of the one payload.
-pub fn new_delivery(endpoint: &Endpoint) -> NewDelivery {
-    let event = Event::parse(EventParts {
-        event_type: "+credit".into(),
-        config_id: endpoint.id.get(),
-        url_params: PARAMETERS.into_iter().collect(),
-        ..EventParts::default()
-    });
-    let event = event.expect("the event is well-formed");
-    NewDelivery::new(QueueId::new(Uuid::now_v7()), &event, endpoint).expect("the endpoint has the URL")
-}
-
-/// Runs statements that only this program has written.
-pub async fn execute(connection: &mut PgConnection, statements: &str) -> anyhow::Result<()> {
-    let ran = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(connection).await;
-    ran.map(drop).with_context(|| format!("running {}", statements.lines().next().unwrap_or_default()))
-}
-
-/// So many of something in the time since `begun`.
-pub fn per_second(count: usize, begun: Instant) -> f64 {
-    float(count) / begun.elapsed().as_secs_f64()
 }
 
 /// Removed when it goes out of scope.

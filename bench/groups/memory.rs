@@ -1,4 +1,4 @@
-//! Resident memory of a process that runs the API and workers, at its highest.
+//! Resident memory of a `serve` process, at its highest.
 
 use std::net::SocketAddr;
 use std::slice::from_ref;
@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use sqlx::Connection as _;
 use tokio::task::JoinSet;
+use webhook_processor::domain::endpoint::Endpoint;
 
-use super::BenchArgs;
-use super::figures::{Figure, Samples, Unit};
-use super::load::{self, Connection};
-use super::program::Program;
-use super::rig::Rig;
-use crate::domain::endpoint::Endpoint;
+use crate::BenchArgs;
+use crate::report::figures::{Figure, Samples, Unit};
+use crate::rig::Rig;
+use crate::rig::load::Connection;
+use crate::rig::payload;
+use crate::rig::program::Program;
 
 /// Kinds of run in a round.
 pub const RUNS: usize = 3;
@@ -47,11 +48,11 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
             Unit::Megabytes,
             while_draining(rig, WAITING * args.deliveries()).await?,
         );
-        let single = |endpoint: &Endpoint| load::post_event(endpoint, &note(CALLERS_NOTE_CHARS));
+        let single = |endpoint: &Endpoint| payload::post_event(endpoint, &note(CALLERS_NOTE_CHARS));
         let memory = while_nothing_is_stored(rig, CALLERS, single, until_the_buffer_is_full).await?;
         samples.add(format!("with a full enqueue buffer, {CALLERS} callers"), Unit::Megabytes, memory);
         let stream =
-            |endpoint: &Endpoint| load::post_events(endpoint, STREAM_EVENTS, &note(STREAMS_NOTE_CHARS));
+            |endpoint: &Endpoint| payload::post_events(endpoint, STREAM_EVENTS, &note(STREAMS_NOTE_CHARS));
         // streams have less room than would fill it
         let memory = while_nothing_is_stored(rig, STREAMS, stream, async |_, _| Ok(())).await?;
         samples.add(format!("while nothing can be stored, {STREAMS} streams"), Unit::Megabytes, memory);
@@ -110,7 +111,7 @@ async fn while_nothing_is_stored(
 
 /// Until one more is refused at once.
 async fn until_the_buffer_is_full(address: SocketAddr, endpoint: &Endpoint) -> anyhow::Result<()> {
-    let single = load::post_event(endpoint, &note(CALLERS_NOTE_CHARS));
+    let single = payload::post_event(endpoint, &note(CALLERS_NOTE_CHARS));
     let begun = Instant::now();
     let mut connection = Connection::open(address).await?;
     loop {

@@ -1,10 +1,11 @@
-//! Figures: what was measured, how it is written, and whether its goal is met.
+//! A figure: the median of what its rounds measured, against its goal.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::Group;
+use crate::groups::Group;
 
 /// What a figure counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +172,11 @@ pub fn percentile(values: &[f64], percent: usize) -> f64 {
         .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
         .copied()
         .unwrap_or_default()
+}
+
+/// So many of something in the time since `begun`.
+pub fn per_second(count: usize, begun: Instant) -> f64 {
+    float(count) / begun.elapsed().as_secs_f64()
 }
 
 /// A count as a figure: exact up to four thousand millions.

@@ -1,10 +1,9 @@
-//! The chart: bars as SVG, drawn by hand, for light and dark pages.
+//! The chart: bars as SVG, drawn by hand, in the colours of the page around it.
 
 use std::fmt::Write as _;
 
-use super::Group;
 use super::figures::{Figure, Sections, Unit, float};
-use super::peers;
+use crate::groups::{Group, peers};
 
 const WIDTH: f64 = 900.0;
 /// Where bars begin; their labels end before it.

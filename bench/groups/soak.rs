@@ -1,13 +1,15 @@
-//! Many minutes at half the drain rate, which must end with memory, the open partition and the lag as they were.
+//! Many minutes at half the drain rate, after which nothing may have grown: memory, the open partition, the lag.
 
 use std::time::Instant;
 
-use super::BenchArgs;
 use super::drain::drain_fresh;
-use super::figures::{Figure, Samples, Unit, float, median};
-use super::load::{self, Schedule};
-use super::program::Program;
-use super::rig::{Rig, Store};
+use crate::BenchArgs;
+use crate::report::figures::{Figure, Samples, Unit, float, median};
+use crate::rig::Rig;
+use crate::rig::load::{self, Schedule};
+use crate::rig::payload;
+use crate::rig::program::Program;
+use crate::rig::store::Store;
 
 /// Requests a second, each of which carries many events.
 const REQUESTS: f64 = 10.0;
@@ -35,7 +37,7 @@ pub async fn measure(rig: &Rig, args: &BenchArgs) -> anyhow::Result<Vec<Figure>>
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
     let events = (rate / REQUESTS).ceil() as usize;
     let requests = 10 * SECONDS;
-    let request = load::post_events(&store.endpoint, events, &[]);
+    let request = payload::post_events(&store.endpoint, events, &[]);
     let mut minutes = Vec::new();
     for minute in 1..=args.minutes() {
         let received = rig.receiver.received().await?;
