@@ -11,5 +11,6 @@
 
 pub mod application;
 pub mod cli;
+pub mod contract;
 pub mod domain;
 pub mod infrastructure;
