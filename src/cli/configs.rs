@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use super::output::{fields_table, plain, print_json, say, table};
 use crate::contract::configs::ConfigView;
 use crate::domain::circuit::CircuitParts;
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
+use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::endpoint_settings::EndpointParts;
 use crate::infrastructure::service::Application;
 
 /// How many configs are read at a time.

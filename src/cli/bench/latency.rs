@@ -15,7 +15,7 @@ use super::figures::{Figure, Samples, Unit, percentile};
 use super::load::{self, Schedule};
 use super::program::Program;
 use super::rig::Rig;
-use crate::domain::endpoint::EndpointParts;
+use crate::domain::endpoint_settings::EndpointParts;
 
 /// Kinds of run in a round.
 pub const RUNS: usize = 2;

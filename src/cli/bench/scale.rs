@@ -14,7 +14,7 @@ use super::load::Connection;
 use super::program::Program;
 use super::rig::{Rig, Store, per_second};
 use crate::application::ports::Upkeep as _;
-use crate::domain::endpoint::EndpointParts;
+use crate::domain::endpoint_settings::EndpointParts;
 use crate::infrastructure::postgres::tell_ready;
 
 /// Runs in a round.

@@ -15,6 +15,7 @@ use super::webhooks::page_size;
 use crate::contract::Page;
 use crate::contract::configs::{ConfigBody, ConfigView, NewConfigBody};
 use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::endpoint_settings::EndpointParts;
 use crate::domain::invalid::{Faults, Invalid};
 
 const TAG: &str = "configs";
@@ -25,8 +26,8 @@ const TAG: &str = "configs";
     (status = 201, description = "Registered", body = ConfigView),
     BodyProblems,
 ))]
-pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Result<Response, ApiError> {
-    register(state, body).await
+pub async fn register_alias(state: State<Api>, parts: ApiJson<EndpointParts>) -> Result<Response, ApiError> {
+    register(state, parts).await
 }
 
 /// Register a config (the same as `/api/webhooks/register`).
@@ -36,9 +37,9 @@ pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Res
 ))]
 pub async fn register(
     State(api): State<Api>,
-    ApiJson(body): ApiJson<ConfigBody>,
+    ApiJson(parts): ApiJson<EndpointParts>,
 ) -> Result<Response, ApiError> {
-    let endpoint = api.endpoints.register(body.into()).await?;
+    let endpoint = api.endpoints.register(parts).await?;
     let location = [(header::LOCATION, format!("/api/webhooks/{}", endpoint.id))];
     Ok((StatusCode::CREATED, location, Json(view(&api, endpoint))).into_response())
 }
@@ -121,9 +122,9 @@ pub async fn show(
 pub async fn change(
     State(api): State<Api>,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
-    ApiJson(body): ApiJson<ConfigBody>,
+    ApiJson(parts): ApiJson<EndpointParts>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(view(&api, api.endpoints.change(id, body.into()).await?)))
+    Ok(Json(view(&api, api.endpoints.change(id, parts).await?)))
 }
 
 /// Probe a config's open circuit now.

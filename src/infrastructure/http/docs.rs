@@ -9,7 +9,8 @@ use axum::response::{IntoResponse as _, Response};
 use http_body_util::BodyExt as _;
 use tracing::error;
 use utoipa::openapi::response::{Response as Answer, ResponseBuilder};
-use utoipa::openapi::{Content, PathItem, Ref, RefOr};
+use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Type};
+use utoipa::openapi::{Content, PathItem, Ref, RefOr, Schema};
 use utoipa::{IntoResponses, OpenApi};
 use utoipa_swagger_ui::SwaggerUi;
 
@@ -44,7 +45,32 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut document = api_routes().into_openapi();
     document.merge(operations_routes().into_openapi());
     document.paths.paths.values_mut().for_each(describe_problems);
+    document.components.iter_mut().flat_map(|all| all.schemas.values_mut()).for_each(put_together);
     document
+}
+
+/// Shows as one object what is put together from several, which flattened fields are.
+fn put_together(schema: &mut RefOr<Schema>) {
+    match schema {
+        RefOr::T(Schema::Object(object)) => object.properties.values_mut().for_each(put_together),
+        RefOr::T(Schema::Array(array)) => {
+            if let ArrayItems::RefOrSchema(item) = &mut array.items {
+                put_together(item);
+            }
+        }
+        RefOr::T(Schema::AllOf(all)) => {
+            all.items.iter_mut().for_each(put_together);
+            let mut whole =
+                ObjectBuilder::new().schema_type(Type::Object).description(all.description.clone()).build();
+            for part in &all.items {
+                let RefOr::T(Schema::Object(part)) = part else { return };
+                whole.properties.extend(part.properties.clone());
+                whole.required.extend(part.required.clone());
+            }
+            *schema = whole.into();
+        }
+        RefOr::T(_) | RefOr::Ref(_) => {}
+    }
 }
 
 /// Says of each error that it is a problem, unless its route says what else it is.
