@@ -47,7 +47,7 @@ test: prerequisites ## run all tests, on a private PostgreSQL of their own (PG=1
 	exec cargo test --locked $(profile)
 
 .PHONY: check
-check: prerequisites ## check formatting, lints, documentation, and that .sqlx and schema/ are up to date
+check: prerequisites check-scripts check-dependencies ## check formatting, lints, documentation, scripts, dependencies, .sqlx and schema/
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
@@ -68,6 +68,10 @@ check-scripts: ## check the shell scripts
 .PHONY: check-dependencies
 check-dependencies: prerequisites ## check licences, banned crates and sources of all dependencies
 	scripts/check-dependencies
+
+.PHONY: chaos
+chaos: prerequisites ## cut, kill, stall and restart everything while events come in (SEEDS="1 2", or MINUTES=60 of random ones)
+	$(if $(SEEDS),SEEDS="$(SEEDS)") $(if $(MINUTES),MINUTES=$(MINUTES)) cargo test --locked $(profile) --test chaos
 
 .PHONY: bench
 bench: prerequisites ## measure this machine and write docs/benchmarks.md (20 minutes)

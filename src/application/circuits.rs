@@ -76,7 +76,7 @@ impl Circuits {
             }
             // it is open already
             Ok(None) => {}
-            Err(cause) => not_changed(id, cause),
+            Err(cause) => not_changed(id, &cause),
         }
     }
 
@@ -99,7 +99,7 @@ impl Circuits {
             Ok(())
         };
         if let Err(cause) = done {
-            not_changed(endpoint.id, cause);
+            not_changed(endpoint.id, &cause);
         }
     }
 
@@ -222,11 +222,10 @@ fn sign_of(endpoint: &Endpoint, attempt: &FinishedAttempt) -> Option<ReceiverSig
     if endpoint.is_at(&attempt.webhook_url) { attempt.outcome.sign() } else { None }
 }
 
-fn not_changed(id: EndpointId, cause: StoreError) {
-    let cause = anyhow::Error::new(cause);
+fn not_changed(id: EndpointId, cause: &StoreError) {
     warn!(
         config_id = id.get(),
-        error = format!("{cause:#}"),
+        error = cause.report(),
         "a circuit could not be changed; the next attempt or probe tries again"
     );
 }

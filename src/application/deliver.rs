@@ -7,14 +7,15 @@ use async_trait::async_trait;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
+use super::backoff::Backoff;
 use super::batching::{BatchError, Batcher, Linger, ProcessBatch};
 use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, Sender, Settled, StoreError, UnusedLease};
 use super::wakeup::Wakeup;
-use super::workers::shares::Shares;
+use super::workers::ledger::Ledger;
 use crate::domain::attempt::AttemptOutcome;
-use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery};
+use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery, Work};
 use crate::domain::endpoint::Endpoint;
 use crate::domain::millis;
 use crate::domain::retry::{DeadLetterReason, Verdict};
@@ -30,11 +31,8 @@ const LINGER_TURNS: usize = 3;
 const LINGER_PART: usize = 32;
 /// For how long.
 const LINGER_MAX: Duration = Duration::from_millis(5);
-/// Delays between tries to reach a store that is unavailable: the first, and the longest.
-const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-
-/// The longest delay between tries to write an outcome that the store refuses, for a reason that nobody foresaw.
-const REFUSED_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Waits between tries to read from the store or to write to it.
+const STORE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// How much longer than the latest attempt a lease lasts: the time to write its outcome.
 const SETTLE_TIME: Duration = Duration::from_secs(7);
@@ -46,18 +44,18 @@ pub struct Deliver {
     sender: Arc<dyn Sender>,
     outcomes: Batcher<Arc<Outcome>, Settled>,
     circuits: Circuits,
-    shares: Arc<Shares>,
+    ledger: Arc<Ledger>,
     wakeup: Arc<Wakeup>,
     /// The latest after its claim that an attempt may begin.
     start_max: Duration,
-    lease: Duration,
+    lease_term: Duration,
 }
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
 pub struct AttemptLimits {
     /// A lease.
-    pub lease: Duration,
+    pub lease_term: Duration,
     /// An attempt.
     pub attempt_max: Duration,
 }
@@ -71,6 +69,15 @@ pub enum LeaseEnd {
     ByItself,
 }
 
+/// How an attempt ended, and when.
+struct Ended {
+    outcome: AttemptOutcome,
+    times: AttemptTimes,
+}
+
+/// Why nothing was sent under a lease: the delivery is attempted later, under another one.
+struct NotNow(&'static str);
+
 /// An attempt that is to be written.
 struct Outcome {
     attempt: FinishedAttempt,
@@ -79,28 +86,36 @@ struct Outcome {
 }
 
 impl Deliver {
-    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `shares`.
+    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `ledger`.
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
         circuits: Circuits,
         sender: Arc<dyn Sender>,
         wakeup: Arc<Wakeup>,
-        shares: Arc<Shares>,
+        ledger: Arc<Ledger>,
         limits: AttemptLimits,
     ) -> Self {
-        let enough = shares.leases_max() / LINGER_PART;
+        let enough = ledger.leases_max() / LINGER_PART;
         let linger = Linger { turns: LINGER_TURNS, enough, time_max: LINGER_MAX };
         let settle = Settle { queue: queue.clone(), wakeup: wakeup.clone() };
         let outcomes = Batcher::start_lingering(settle, BATCH_MAX, BUFFER_KIB_MAX, linger);
-        let start_max = limits.lease.saturating_sub(limits.attempt_max + SETTLE_TIME);
-        let lease = limits.lease;
-        Self { directory, queue, sender, outcomes, circuits, shares, wakeup, start_max, lease }
+        let start_max = limits.lease_term.saturating_sub(limits.attempt_max + SETTLE_TIME);
+        Self {
+            directory,
+            queue,
+            sender,
+            outcomes,
+            circuits,
+            ledger,
+            wakeup,
+            start_max,
+            lease_term: limits.lease_term,
+        }
     }
 
-    /// Makes one attempt and returns once its outcome is written, or the lease is lost.
-    /// A delivery whose last attempt was lost with its worker is not sent: the loss is what is written.
-    pub async fn attempt(&self, delivery: LeasedDelivery) -> LeaseEnd {
+    /// Does what the lease is for. Returns once the outcome is written, or the lease is lost or given back.
+    pub async fn work(&self, delivery: LeasedDelivery) -> LeaseEnd {
         let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
         let endpoint = match self.endpoint_of(&delivery).await {
             Ok(Some(endpoint)) => endpoint,
@@ -109,30 +124,55 @@ impl Deliver {
                 return LeaseEnd::ByItself;
             }
             Err(cause) => {
-                let passes = cause.passes();
-                let cause = anyhow::Error::new(cause);
-                error!(%queue_id, config_id = config_id.get(), error = format!("{cause:#}"),
+                error!(%queue_id, config_id = config_id.get(), error = cause.report(),
                     "a delivery is not attempted, because its config cannot be read; it is tried again");
-                if passes {
+                if cause.passes() {
                     return self.give_back(&delivery).await;
                 }
                 // its lease keeps it from being claimed again at once
                 return LeaseEnd::ByItself;
             }
         };
-        if delivery.abandoned_for.is_none() && delivery.claimed_at.elapsed() > self.start_max {
-            warn!(%queue_id, config_id = config_id.get(), "a delivery is not attempted yet: its lease may end too soon");
-            return self.give_back(&delivery).await;
-        }
-        let (probe, claimed_at) = (delivery.probe, delivery.claimed_at);
-        let finished = match self.send_and_judge(delivery, &endpoint).await {
-            Ok(finished) => finished,
-            Err(not_sent) => {
-                let (queue_id, config_id) = (not_sent.queue_id, not_sent.config_id.get());
-                warn!(%queue_id, config_id, "a delivery is not attempted yet: this process stood still for too long");
-                return self.give_back(&not_sent).await;
-            }
+        let ended = match delivery.work {
+            Work::RecordLoss { leased_for } => Ok(Ended {
+                outcome: AttemptOutcome::Unknown,
+                times: AttemptTimes::Lost { found: delivery.claimed_at, leased_for },
+            }),
+            Work::Attempt { waited, .. } => self.attempt(&delivery, waited, &endpoint).await,
         };
+        match ended {
+            Ok(ended) => self.conclude(delivery, ended, &endpoint).await,
+            Err(NotNow(reason)) => {
+                warn!(%queue_id, config_id = config_id.get(), reason, "a delivery is not attempted yet");
+                self.give_back(&delivery).await
+            }
+        }
+    }
+
+    /// Sends the request, unless it is too late for that under this lease.
+    async fn attempt(
+        &self,
+        delivery: &LeasedDelivery,
+        waited: Duration,
+        endpoint: &Endpoint,
+    ) -> Result<Ended, NotNow> {
+        let started = Instant::now();
+        if started - delivery.claimed_at > self.start_max {
+            return Err(NotNow("its lease may end too soon"));
+        }
+        if delivery.attempt == 0 {
+            let since_due = waited + (started - delivery.claimed_at);
+            metrics::histogram!("webhook_first_attempt_delay_seconds").record(since_due);
+        }
+        let outcome = self.sender.send(delivery, endpoint).await;
+        let outcome = outcome.ok_or(NotNow("this process stood still for too long"))?;
+        Ok(Ended { outcome, times: AttemptTimes::Measured { started, ended: Instant::now() } })
+    }
+
+    /// Judges how an attempt ended, tells the endpoint's circuit, and writes it down.
+    async fn conclude(&self, delivery: LeasedDelivery, ended: Ended, endpoint: &Endpoint) -> LeaseEnd {
+        let (probe, claimed_at) = (delivery.probe, delivery.claimed_at);
+        let finished = judged(delivery, ended, endpoint);
         report(&finished);
         if let AttemptOutcome::NotSent { error: fault } = &finished.outcome
             && finished.verdict == Verdict::WaitsOn
@@ -143,14 +183,14 @@ impl Deliver {
         let outcome = Arc::new(Outcome { attempt: finished, in_doubt: false });
         // before it is written: once it is, the delivery may be attempted again, which an open circuit must prevent. But if
         // the lease may be over, the outcome may not count, and then says nothing about the receiver either; and while a probe
-        // is under way nothing else is attempted, so its outcome need not wait for the circuit to be told
-        let counts_at_once = !probe && claimed_at.elapsed() < self.lease;
+        // is under way nothing else is attempted, so its outcome need not wait for the circuit
+        let counts_at_once = !probe && claimed_at.elapsed() < self.lease_term;
         if counts_at_once {
-            self.circuits.note(&endpoint, &outcome.attempt, probe).await;
+            self.circuits.note(endpoint, &outcome.attempt, probe).await;
         }
         let Some(settled) = self.write(outcome.clone()).await else { return LeaseEnd::ByItself };
         if settled == Settled::Written && !counts_at_once {
-            self.circuits.note(&endpoint, &outcome.attempt, probe).await;
+            self.circuits.note(endpoint, &outcome.attempt, probe).await;
         }
         LeaseEnd::Now
     }
@@ -159,10 +199,10 @@ impl Deliver {
     /// would be called again. Answers what came of it, and `None` if it could not be written.
     async fn write(&self, mut outcome: Arc<Outcome>) -> Option<Settled> {
         let FinishedAttempt { queue_id, config_id, number: attempt, .. } = outcome.attempt;
-        let (mut backoff, mut bare) = (STORE_BACKOFF.0, false);
+        let (mut backoff, mut bare) = (STORE_BACKOFF, false);
         loop {
             let bytes = outcome.attempt.outcome.body().map_or(0, str::len) + 256;
-            let settled = if self.shares.is_wanted(config_id) {
+            let settled = if self.ledger.is_wanted(config_id) {
                 self.outcomes.process_when_room(outcome.clone(), bytes).await
             } else {
                 self.outcomes.process_unhurried(outcome.clone(), bytes).await
@@ -182,35 +222,30 @@ impl Deliver {
             };
             match cause {
                 // the writer has said so for the whole batch
-                StoreError::Unavailable(_) => {
-                    sleep(backoff).await;
-                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
-                }
+                StoreError::Unavailable(_) => sleep(backoff.pause()).await,
                 StoreError::InDoubt(_) => {
                     if !outcome.in_doubt {
                         outcome = Arc::new(Outcome { attempt: outcome.attempt.clone(), in_doubt: true });
                     }
-                    sleep(backoff).await;
-                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
+                    sleep(backoff.pause()).await;
                 }
-                StoreError::Refused(cause) if !bare => {
-                    error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
+                StoreError::Refused(_) if !bare => {
+                    error!(%queue_id, config_id = config_id.get(), attempt, error = cause.report(),
                         "the outcome of an attempt was refused; it is written without its text");
                     bare = true;
                     let mut attempt = outcome.attempt.clone();
                     attempt.outcome = attempt.outcome.without_text();
                     outcome = Arc::new(Outcome { attempt, in_doubt: outcome.in_doubt });
                 }
-                StoreError::Refused(cause) => {
-                    error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
+                StoreError::Refused(_) => {
+                    error!(%queue_id, config_id = config_id.get(), attempt, error = cause.report(),
                         "the outcome of an attempt cannot be written; it is unknown when the lease ends");
                     return None;
                 }
-                StoreError::Unexpected(cause) => {
-                    error!(%queue_id, config_id = config_id.get(), attempt, error = format!("{cause:#}"),
+                StoreError::Unexpected(_) => {
+                    error!(%queue_id, config_id = config_id.get(), attempt, error = cause.report(),
                         "the outcome of an attempt could not be written; trying again");
-                    sleep(backoff).await;
-                    backoff = (backoff * 4).min(REFUSED_BACKOFF_MAX);
+                    sleep(backoff.pause()).await;
                 }
             }
         }
@@ -227,64 +262,22 @@ impl Deliver {
             Ok(_) => self.wakeup.announce(),
             // nothing was sent, so whoever finds it later may give it back, too
             Err(cause) => {
-                let cause = anyhow::Error::new(cause);
-                warn!(queue_id = %delivery.queue_id, error = format!("{cause:#}"),
+                warn!(queue_id = %delivery.queue_id, error = cause.report(),
                     "a lease could not be given back; the delivery waits until it ends");
             }
         }
         LeaseEnd::Now
     }
 
-    /// Answers the delivery if it could not be sent in time.
-    async fn send_and_judge(
-        &self,
-        delivery: LeasedDelivery,
-        endpoint: &Endpoint,
-    ) -> Result<FinishedAttempt, Box<LeasedDelivery>> {
-        let is_current = endpoint.is_at(&delivery.webhook_url);
-        let (outcome, times) = if let Some(leased_for) = delivery.abandoned_for {
-            (AttemptOutcome::Unknown, AttemptTimes::Lost { found: delivery.claimed_at, leased_for })
-        } else {
-            let started = Instant::now();
-            if delivery.attempt == 0 {
-                let since_due = delivery.waited + (started - delivery.claimed_at);
-                metrics::histogram!("webhook_first_attempt_delay_seconds").record(since_due);
-            }
-            let Some(outcome) = self.sender.send(&delivery, endpoint).await else {
-                return Err(Box::new(delivery));
-            };
-            (outcome, AttemptTimes::Measured { started, ended: Instant::now() })
-        };
-        let policy = &endpoint.settings.retry;
-        let verdict = if !is_current {
-            policy.judge_elsewhere(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
-        } else if delivery.probe {
-            policy.judge_probe(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
-        } else {
-            policy.judge(delivery.attempt, delivery.max_retries, &outcome, &mut rand::rng())
-        };
-        Ok(FinishedAttempt {
-            queue_id: delivery.queue_id,
-            lease: delivery.lease,
-            config_id: delivery.config_id,
-            webhook_url: delivery.webhook_url,
-            number: delivery.attempt,
-            times,
-            outcome,
-            verdict,
-        })
-    }
-
     /// The delivery's endpoint, waited for while the store is away, but no longer than the lease allows.
     async fn endpoint_of(&self, delivery: &LeasedDelivery) -> Result<Option<Arc<Endpoint>>, StoreError> {
-        let mut backoff = STORE_BACKOFF.0;
+        let mut backoff = STORE_BACKOFF;
         loop {
             match self.directory.at(delivery.config_id, delivery.config_revision).await {
                 Err(StoreError::Unavailable(_) | StoreError::InDoubt(_))
                     if delivery.claimed_at.elapsed() < self.start_max =>
                 {
-                    sleep(backoff).await;
-                    backoff = (backoff * 2).min(STORE_BACKOFF.1);
+                    sleep(backoff.pause()).await;
                 }
                 result => return result,
             }
@@ -292,7 +285,30 @@ impl Deliver {
     }
 }
 
-/// Counts an attempt and tells of it. A receiver's failure is not an error of ours.
+/// What an attempt that ended means for its delivery, by the endpoint's retry policy.
+fn judged(delivery: LeasedDelivery, Ended { outcome, times }: Ended, endpoint: &Endpoint) -> FinishedAttempt {
+    let policy = &endpoint.settings.retry;
+    let (number, max_retries, rng) = (delivery.attempt, delivery.max_retries, &mut rand::rng());
+    let verdict = if !endpoint.is_at(&delivery.webhook_url) {
+        policy.judge_elsewhere(number, max_retries, &outcome, rng)
+    } else if delivery.probe {
+        policy.judge_probe(number, max_retries, &outcome, rng)
+    } else {
+        policy.judge(number, max_retries, &outcome, rng)
+    };
+    FinishedAttempt {
+        queue_id: delivery.queue_id,
+        lease: delivery.lease,
+        config_id: delivery.config_id,
+        webhook_url: delivery.webhook_url,
+        number,
+        times,
+        outcome,
+        verdict,
+    }
+}
+
+/// Counts an attempt and logs how it ended. A receiver's failure is not an error of ours.
 fn report(finished: &FinishedAttempt) {
     let outcome = match (&finished.outcome, finished.verdict) {
         (_, Verdict::Completed) => "success",
@@ -338,7 +354,7 @@ impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
             if error.passes() {
                 warn!(
                     outcomes = outcomes.len(),
-                    error = format!("{:#}", error.cause()),
+                    error = error.report(),
                     "outcomes cannot be written while the database is away; trying again"
                 );
             }

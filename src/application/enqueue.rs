@@ -12,10 +12,11 @@ use uuid::Uuid;
 
 use super::batching::{BatchError, Batcher, ProcessBatch, kib};
 use super::directory::EndpointDirectory;
-use super::ports::{DeliveryQueue, Incoming, StoreError, Stored, UnusedLease};
+use super::ports::{DeliveryQueue, Incoming, StoreError, Stored, UnusedLease, WantedLease};
 use super::wakeup::Wakeup;
 use super::workers::WorkerPool;
-use super::workers::reservations::{Reservation, release_unconfirmed};
+use super::workers::lost_answers::release_unconfirmed;
+use super::workers::reservations::Reservation;
 use crate::domain::delivery::{NewDelivery, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::Event;
@@ -186,13 +187,13 @@ impl StoreAndWake {
         let leases: Vec<UnusedLease> = deliveries
             .iter()
             .filter_map(|incoming| {
-                let (worker_id, _) = incoming.lease?;
+                let WantedLease { worker_id, .. } = incoming.lease?;
                 let queue_id = incoming.delivery.queue_id;
                 Some(UnusedLease { queue_id, worker_id: worker_id.clone(), locked_at: None })
             })
             .collect();
-        if let Some((_, length)) = deliveries.iter().find_map(|incoming| incoming.lease) {
-            tokio::spawn(release_unconfirmed(self.queue.clone(), self.wakeup.clone(), leases, length));
+        if let Some(WantedLease { term, .. }) = deliveries.iter().find_map(|incoming| incoming.lease) {
+            tokio::spawn(release_unconfirmed(self.queue.clone(), self.wakeup.clone(), leases, term));
         }
     }
 }

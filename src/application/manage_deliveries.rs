@@ -11,11 +11,8 @@ use super::ports::{
     DeliveryFilter, DeliveryQueue, DeliveryRecords, Statistics, StatisticsScope, StoreError, Stored,
 };
 use super::wakeup::Wakeup;
-use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery, Priority, QueueId};
-use crate::domain::endpoint::Endpoint;
-use crate::domain::event::EventType;
-use crate::domain::postback_url;
-use crate::domain::url_params::UrlParams;
+use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery, QueueId};
+use crate::domain::replay::ReplayTarget;
 
 /// The reason that a cancelled delivery gets.
 const CANCELLED_BY_REQUEST: &str = "cancelled by request";
@@ -97,7 +94,7 @@ impl ManageDeliveries {
             self.wakeup.announce();
             return Ok(delivery);
         }
-        Err(DeliveryError::Conflict(match delivery.status {
+        Err(DeliveryError::Conflict(match delivery.state.status() {
             DeliveryStatus::Pending => "the delivery is due already".into(),
             DeliveryStatus::Processing => "the delivery is being attempted".into(),
             status => format!("the delivery is {status}; replay it to send it again"),
@@ -111,7 +108,7 @@ impl ManageDeliveries {
         if cancelled {
             return Ok(delivery);
         }
-        Err(DeliveryError::Conflict(match delivery.status {
+        Err(DeliveryError::Conflict(match delivery.state.status() {
             DeliveryStatus::Pending | DeliveryStatus::Processing => {
                 "the delivery is being attempted; it can be cancelled once that has failed".into()
             }
@@ -136,12 +133,12 @@ impl ManageDeliveries {
     /// it is asked for: to send it a third time, replay the replay.
     pub async fn replay(&self, queue_id: QueueId, target: ReplayTarget) -> Result<Replay, DeliveryError> {
         let old = self.show(queue_id).await?;
-        let waits = match (old.status, target) {
+        let status = old.state.status();
+        let waits = match (status, target) {
             (DeliveryStatus::Pending, ReplayTarget::CurrentUrl) => true,
             (DeliveryStatus::Pending | DeliveryStatus::Processing, _) => {
                 return Err(DeliveryError::Conflict(format!(
-                    "the delivery is {} and will be attempted anyway",
-                    old.status
+                    "the delivery is {status} and will be attempted anyway"
                 )));
             }
             (DeliveryStatus::Completed | DeliveryStatus::Failed | DeliveryStatus::Cancelled, _) => false,
@@ -151,8 +148,9 @@ impl ManageDeliveries {
             let Some(endpoint) = endpoint.filter(|endpoint| endpoint.deleted_at.is_none()) else {
                 return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
             };
-            let replay = replay_of(&old, &endpoint, target)?;
-            let new_id = replay.queue_id;
+            let new_id = QueueId::new(Uuid::now_v7());
+            let replay = NewDelivery::replay(new_id, &old, &endpoint, target)
+                .map_err(|cannot| DeliveryError::Conflict(cannot.to_string()))?;
             let stored = if waits {
                 if replay.webhook_url == old.webhook_url {
                     return Err(DeliveryError::Conflict(
@@ -178,15 +176,6 @@ impl ManageDeliveries {
     }
 }
 
-/// Where a replay goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplayTarget {
-    /// To the URL that the delivery went to.
-    SameUrl,
-    /// To the URL that its endpoint has now, with the parameters of the delivery.
-    CurrentUrl,
-}
-
 /// What became of a replay.
 #[derive(Debug)]
 pub enum Replay {
@@ -203,43 +192,4 @@ impl Replay {
             Self::New(delivery) | Self::Before(delivery) => delivery,
         }
     }
-}
-
-fn replay_of(
-    old: &Delivery,
-    endpoint: &Endpoint,
-    target: ReplayTarget,
-) -> Result<NewDelivery, DeliveryError> {
-    let stored =
-        |what: &str| DeliveryError::Conflict(format!("the {what} of the delivery is not one of today's"));
-    let event_type = old.event_type.parse::<EventType>().map_err(|_| stored("event type"))?;
-    let webhook_url = match target {
-        ReplayTarget::SameUrl => old.webhook_url.clone(),
-        ReplayTarget::CurrentUrl => {
-            let params: UrlParams =
-                serde_json::from_str(old.url_params.get()).map_err(|_| stored("parameters"))?;
-            let current = endpoint.url_for(event_type).and_then(|base| postback_url::build(base, &params));
-            current.map_err(|invalid| DeliveryError::Conflict(invalid.to_string()))?
-        }
-    };
-    let scheduled_at = if old.status.is_terminal() { None } else { old.next_retry_at };
-    Ok(NewDelivery {
-        queue_id: QueueId::new(Uuid::now_v7()),
-        event_type,
-        event_id: old.event_id.clone(),
-        // the name of a replay is the delivery that it repeats
-        named: true,
-        config_id: old.config_id,
-        config_revision: endpoint.updated_at,
-        webhook_url,
-        url_params: old.url_params.get().to_owned(),
-        priority: Priority::parse("priority", old.priority.into()).map_err(|_| stored("priority"))?,
-        max_retries: endpoint.settings.retry.max_retries(),
-        // one that was to wait for a time still does
-        scheduled_at: scheduled_at.filter(|_| old.attempts.is_empty()),
-        correlation_id: old.correlation_id.clone(),
-        traceparent: old.traceparent.clone(),
-        replay_of: Some(old.queue_id),
-        due_at_once: endpoint.is_unhindered(),
-    })
 }

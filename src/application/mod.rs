@@ -2,14 +2,15 @@
 //!
 //! Of tokio only its channels, clocks and tasks are used here; databases and networks are behind [`ports`].
 
+pub mod backoff;
 pub mod batching;
 pub mod circuits;
 pub mod deliver;
 pub mod directory;
+pub mod duties;
 pub mod enqueue;
 pub mod manage_deliveries;
 pub mod manage_endpoints;
 pub mod ports;
-pub mod upkeep;
 pub mod wakeup;
 pub mod workers;

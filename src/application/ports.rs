@@ -6,8 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use super::workers::floors::Floor;
-use super::workers::shares::Rooms;
+use super::workers::ledger::Rooms;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::circuit::{Circuit, CircuitCommand};
 use crate::domain::delivery::{
@@ -46,6 +45,11 @@ impl StoreError {
         }
     }
 
+    /// What went wrong, with all of its causes, for a log line.
+    pub fn report(&self) -> String {
+        format!("{self}: {:#}", self.cause())
+    }
+
     /// Whether it passes by itself, so that the same may succeed later.
     pub fn passes(&self) -> bool {
         match self {
@@ -60,9 +64,18 @@ impl StoreError {
 pub struct Incoming<'a> {
     /// As it is to be stored.
     pub delivery: &'a NewDelivery,
-    /// Who would like to hold a lease on it from the beginning, and for how long. It is granted where the delivery is due,
-    /// and its endpoint is enabled, without limits, and has a closed circuit.
-    pub lease: Option<(&'a WorkerId, Duration)>,
+    /// A lease that someone would like to hold on it from the beginning. It is granted if the delivery is due, and its endpoint
+    /// is enabled, without limits, and has a closed circuit.
+    pub lease: Option<WantedLease<'a>>,
+}
+
+/// A lease on a delivery that is about to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct WantedLease<'a> {
+    /// Who would hold it.
+    pub worker_id: &'a WorkerId,
+    /// For how long.
+    pub term: Duration,
 }
 
 /// What became of a delivery that was to be stored.
@@ -110,16 +123,20 @@ pub struct Claim {
     /// Who will hold them: one lease for each entry at most.
     pub worker_ids: Vec<WorkerId>,
     /// For how long.
-    pub lease: Duration,
+    pub lease_term: Duration,
     /// The walk over the endpoints begins after this one.
     pub after: Option<EndpointId>,
     /// How much may be taken from single endpoints.
     pub rooms: Rooms,
-    /// From where on to look.
-    pub floors: Vec<Floor>,
-    /// Take instead the expired leases of endpoints that are disabled, or whose circuit is not closed, so that their
-    /// loss is recorded.
-    pub held: bool,
+}
+
+/// What a claim took.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// The deliveries, each under a lease of the worker at the same place of [`Claim::worker_ids`].
+    pub deliveries: Vec<LeasedDelivery>,
+    /// The store looked at a part of what waits, and found less than it may give: claim the rest at once.
+    pub look_again: bool,
 }
 
 /// What promotion found.
@@ -148,7 +165,16 @@ pub trait DeliveryQueue: Send + Sync {
     /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. An expired lease counts
     /// as ready.
     /// Two claims never take the same delivery.
-    async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError>;
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError>;
+
+    /// Takes over at most `limit` expired leases of endpoints that are held (disabled, or with a circuit that is not closed),
+    /// so that the losses are recorded: no claim comes there.
+    async fn take_over_held(
+        &self,
+        worker: &WorkerId,
+        lease_term: Duration,
+        limit: usize,
+    ) -> Result<Vec<LeasedDelivery>, StoreError>;
 
     /// Writes attempts and moves their deliveries on, in one transaction; answers for each, in order.
     /// An attempt whose lease was lost changes nothing, unless nobody has sent the delivery since.
@@ -358,49 +384,6 @@ pub trait CircuitStore: Send + Sync {
 
     /// At most `limit` circuits that are not closed, of endpoints that are not deleted, by id.
     async fn held(&self, limit: usize) -> Result<Vec<HeldCircuit>, StoreError>;
-}
-
-/// How far archives that were taken out are forgotten.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Forgetting {
-    /// How many keys of events and replays were forgotten.
-    pub keys: u64,
-    /// The archives that were dropped.
-    pub dropped: Vec<String>,
-    /// Whether more is left to do.
-    pub left: bool,
-}
-
-/// What must be done from time to time, by any process.
-#[async_trait]
-pub trait Upkeep: Send + Sync {
-    /// Makes sure that there are archives for today and the days ahead. Answers how many were made.
-    async fn ensure_archives(&self) -> Result<u64, StoreError>;
-
-    /// Indexes the archives whose day is over. Answers how many.
-    async fn index_closed_archives(&self) -> Result<u64, StoreError>;
-
-    /// Takes archives that are older than `retention` out of the queue: nothing in them is found, replayed or shown any
-    /// more. Takes out a few in an hour at most. Answers their names.
-    async fn retire_archives(&self, retention: Duration) -> Result<Vec<String>, StoreError>;
-
-    /// Forgets, in small steps, what guarded the deliveries of archives that were taken out: the keys of their events and
-    /// replays, and their failed probes; then drops the archives. Each step is a transaction, and a bounded number of them
-    /// is done.
-    async fn forget_retired(&self) -> Result<Forgetting, StoreError>;
-
-    /// Forgets the statistics of archives that were taken out. Answers how many rows.
-    async fn forget_statistics(&self) -> Result<u64, StoreError>;
-
-    /// Counts what was settled since the last time, unless another process does, or has counted what was settled within
-    /// `recent`. Answers how many deliveries.
-    async fn count_statistics(&self, recent: Duration) -> Result<u64, StoreError>;
-
-    /// Merges old statistics into longer periods.
-    async fn coarsen_statistics(&self) -> Result<u64, StoreError>;
-
-    /// Cancels a bounded number of open deliveries of deleted endpoints. Answers how many.
-    async fn cancel_orphans(&self) -> Result<u64, StoreError>;
 }
 
 /// Sends requests to receivers.

@@ -13,13 +13,14 @@ use uuid::Uuid;
 
 use super::configs::config_named;
 use super::output::{fields_table, plain, print_json, progress, say, table};
-use crate::application::manage_deliveries::{Replay, ReplayTarget};
+use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::contract::deliveries::DeliveryView;
 use crate::contract::events::{EventBody, ReceiptView};
 use crate::contract::statistics::{StatisticsView, parse_window};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::event::{Event, EventParts, parse_time};
+use crate::domain::replay::ReplayTarget;
 use crate::domain::url_params::UrlParams;
 use crate::infrastructure::postgres::{Database, tell_ready};
 use crate::infrastructure::service::Application;

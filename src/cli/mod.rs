@@ -18,7 +18,8 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::infrastructure::service::{self, Application, Purpose, ReadyDatabase, Role};
+use crate::infrastructure::ready_database::{Purpose, ReadyDatabase};
+use crate::infrastructure::service::{self, Application, Role};
 use crate::infrastructure::settings::{SETTINGS, Settings};
 use crate::infrastructure::shutdown::stop_on_signal;
 use crate::infrastructure::telemetry;

@@ -122,15 +122,15 @@ impl ReceiptView {
     pub fn duplicate_of(first: Delivery) -> Self {
         Self {
             queue_id: first.queue_id.get(),
-            status: first.status.as_str(),
+            status: first.state.status().as_str(),
             duplicate: true,
             event_type: first.event_type,
             event_id: first.event_id,
             config_id: first.config_id.get(),
             webhook_url: first.webhook_url,
-            priority: first.priority,
-            max_retries: first.max_retries,
-            scheduled_at: first.next_retry_at.filter(|_| first.attempts.is_empty()),
+            priority: first.priority.get().into(),
+            max_retries: first.max_retries.into(),
+            scheduled_at: first.state.next_retry_at().filter(|_| first.attempts.is_empty()),
             correlation_id: first.correlation_id,
         }
     }

@@ -111,15 +111,6 @@ impl DeliveryStatus {
             Self::Completed | Self::Failed | Self::Cancelled => true,
         }
     }
-
-    /// Whether a delivery may go from this status to `next`. The constraints of `webhook_queue` agree.
-    pub fn may_become(self, next: Self) -> bool {
-        match self {
-            Self::Pending => matches!(next, Self::Processing | Self::Cancelled),
-            Self::Processing => matches!(next, Self::Pending | Self::Completed | Self::Failed),
-            Self::Completed | Self::Failed | Self::Cancelled => false,
-        }
-    }
 }
 
 impl fmt::Display for DeliveryStatus {
@@ -208,14 +199,11 @@ impl NewDelivery {
             traceparent: self.traceparent.clone(),
             attempt: 0,
             max_retries: self.max_retries,
-            abandoned_for: None,
-            waited: Duration::ZERO,
             priority: self.priority,
-            ready_since: lease.locked_at,
             probe: false,
             in_flight_limited: false,
-            starts_at: None,
             claimed_at: begun,
+            work: Work::Attempt { waited: Duration::ZERO, starts_at: None },
             lease,
         }
     }
@@ -277,29 +265,33 @@ pub struct LeasedDelivery {
     pub attempt: u8,
     /// Attempts after the first.
     pub max_retries: u8,
-    /// Set if the worker before never told how this very attempt ended: how long ago that lease was taken.
-    pub abandoned_for: Option<Duration>,
-    /// How long it had been due when the lease was taken.
-    pub waited: Duration,
     /// Which go first.
     pub priority: Priority,
-    /// Since when it could be claimed.
-    pub ready_since: DateTime<Utc>,
     /// Whether it is sent to see if the receiver is back.
     pub probe: bool,
     /// Whether the endpoint limits what is in flight: then more may be claimed from it once this attempt has ended.
     pub in_flight_limited: bool,
-    /// When it may begin, where the endpoint's rate is limited, by this process's monotonic clock.
-    pub starts_at: Option<Instant>,
     /// When the lease was taken, or a little earlier, by this process's monotonic clock.
     pub claimed_at: Instant,
+    /// What the lease is for.
+    pub work: Work,
 }
 
-impl LeasedDelivery {
-    /// Whether the endpoint has limits: what it may give is then known to the store alone.
-    pub fn is_limited(&self) -> bool {
-        self.in_flight_limited || self.starts_at.is_some()
-    }
+/// What is to be done under a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// To make the attempt.
+    Attempt {
+        /// How long it had been due when the lease was taken.
+        waited: Duration,
+        /// When it may begin, if the endpoint's rate is limited, by this process's monotonic clock.
+        starts_at: Option<Instant>,
+    },
+    /// To record that nobody knows how this very attempt ended: the lease before expired, and its worker never reported.
+    RecordLoss {
+        /// How long ago that lease was taken.
+        leased_for: Duration,
+    },
 }
 
 /// An attempt that ended, with its verdict: what a settle writes.
@@ -368,6 +360,77 @@ impl AttemptTimes {
     }
 }
 
+/// Where a delivery is in its life, with what is known of it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeliveryState {
+    /// It waits for a worker, or for its time.
+    Pending {
+        /// When the next attempt is due.
+        next_retry_at: DateTime<Utc>,
+    },
+    /// A worker holds a lease on it.
+    Processing {
+        /// When the attempt was due.
+        next_retry_at: DateTime<Utc>,
+    },
+    /// The receiver has it.
+    Completed {
+        /// Since when.
+        at: DateTime<Utc>,
+    },
+    /// A dead letter.
+    Failed {
+        /// Since when.
+        at: DateTime<Utc>,
+        /// Why.
+        reason: String,
+    },
+    /// Ended on request.
+    Cancelled {
+        /// Since when.
+        at: DateTime<Utc>,
+        /// By whom or why.
+        reason: String,
+    },
+}
+
+impl DeliveryState {
+    /// The status alone.
+    pub fn status(&self) -> DeliveryStatus {
+        match self {
+            Self::Pending { .. } => DeliveryStatus::Pending,
+            Self::Processing { .. } => DeliveryStatus::Processing,
+            Self::Completed { .. } => DeliveryStatus::Completed,
+            Self::Failed { .. } => DeliveryStatus::Failed,
+            Self::Cancelled { .. } => DeliveryStatus::Cancelled,
+        }
+    }
+
+    /// When the next attempt is due, or was, if one may still be made.
+    pub fn next_retry_at(&self) -> Option<DateTime<Utc>> {
+        match *self {
+            Self::Pending { next_retry_at } | Self::Processing { next_retry_at } => Some(next_retry_at),
+            Self::Completed { .. } | Self::Failed { .. } | Self::Cancelled { .. } => None,
+        }
+    }
+
+    /// When the delivery became terminal, if it did.
+    pub fn completed_at(&self) -> Option<DateTime<Utc>> {
+        match *self {
+            Self::Pending { .. } | Self::Processing { .. } => None,
+            Self::Completed { at } | Self::Failed { at, .. } | Self::Cancelled { at, .. } => Some(at),
+        }
+    }
+
+    /// Why it failed or was cancelled, if so.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Pending { .. } | Self::Processing { .. } | Self::Completed { .. } => None,
+            Self::Failed { reason, .. } | Self::Cancelled { reason, .. } => Some(reason),
+        }
+    }
+}
+
 /// A delivery as the audit shows it.
 #[derive(Debug, Clone)]
 pub struct Delivery {
@@ -384,17 +447,13 @@ pub struct Delivery {
     /// The parameters as they were given.
     pub url_params: Box<serde_json::value::RawValue>,
     /// Where it is in its life.
-    pub status: DeliveryStatus,
-    /// Why it failed or was cancelled.
-    pub status_reason: Option<String>,
-    /// 0 (critical) to 3 (low).
-    pub priority: i16,
+    pub state: DeliveryState,
+    /// Which go first.
+    pub priority: Priority,
     /// Number of the attempt that is next, under way, or was the last.
-    pub retry_count: i16,
+    pub retry_count: u8,
     /// Attempts after the first.
-    pub max_retries: i16,
-    /// When the next attempt is due; `None` once it is terminal.
-    pub next_retry_at: Option<DateTime<Utc>>,
+    pub max_retries: u8,
     /// The caller's id for what led to it.
     pub correlation_id: Option<String>,
     /// The trace that it belongs to.
@@ -403,8 +462,6 @@ pub struct Delivery {
     pub replay_of: Option<QueueId>,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
-    /// When it became terminal.
-    pub completed_at: Option<DateTime<Utc>>,
     /// How many probes of it have failed, those that are no longer kept included.
     pub failed_probes: u32,
     /// Its attempts, in order; if it was looked up by itself, the newest failed probes are among them.
@@ -414,47 +471,6 @@ pub struct Delivery {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-
-    /// A delivery as a worker holds it.
-    pub(crate) fn leased() -> LeasedDelivery {
-        LeasedDelivery {
-            queue_id: QueueId::new(Uuid::now_v7()),
-            lease: Lease { worker_id: WorkerId::new("test", 0, 0, 0), locked_at: DateTime::UNIX_EPOCH },
-            config_id: EndpointId::from_stored(1),
-            config_revision: DateTime::UNIX_EPOCH,
-            event_id: String::new(),
-            webhook_url: String::new(),
-            traceparent: None,
-            attempt: 0,
-            max_retries: 6,
-            abandoned_for: None,
-            waited: Duration::ZERO,
-            priority: Priority::default(),
-            ready_since: DateTime::UNIX_EPOCH,
-            probe: false,
-            in_flight_limited: false,
-            starts_at: None,
-            claimed_at: Instant::now(),
-        }
-    }
-
-    #[test]
-    fn terminal_deliveries_stay_as_they_are() {
-        for from in DeliveryStatus::ALL {
-            for to in DeliveryStatus::ALL {
-                assert!(!(from.is_terminal() && from.may_become(to)), "{from} to {to}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_delivery_is_attempted_before_it_completes_or_fails() {
-        let may = |from: DeliveryStatus, to| from.may_become(to);
-        assert!(!may(DeliveryStatus::Pending, DeliveryStatus::Completed));
-        assert!(!may(DeliveryStatus::Pending, DeliveryStatus::Failed));
-        assert!(may(DeliveryStatus::Processing, DeliveryStatus::Completed));
-        assert!(may(DeliveryStatus::Processing, DeliveryStatus::Pending));
-    }
 
     #[test]
     fn statuses_are_read_as_they_are_written() {

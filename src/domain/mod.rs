@@ -11,6 +11,7 @@ pub mod endpoint_settings;
 pub mod event;
 pub mod invalid;
 pub mod postback_url;
+pub mod replay;
 pub mod retry;
 pub mod statistics;
 pub mod url_params;

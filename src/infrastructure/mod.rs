@@ -3,6 +3,8 @@
 pub mod embedded_postgres;
 pub mod http;
 pub mod postgres;
+mod process;
+pub mod ready_database;
 pub mod sender;
 pub mod service;
 pub mod settings;

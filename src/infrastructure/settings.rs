@@ -255,9 +255,9 @@ impl Source {
 
     fn settings(&self) -> Result<Settings, SettingsError> {
         let http_timeout = self.duration("HTTP_TIMEOUT", Duration::from_millis(1), TIMEOUT_MAX)?;
-        let lease =
+        let lease_term =
             self.duration("WORKER_LOCK_DURATION", Duration::from_secs(1), Duration::from_hours(24))?;
-        if lease < http_timeout + LOCK_MARGIN {
+        if lease_term < http_timeout + LOCK_MARGIN {
             return Err(SettingsError::new(
                 "WORKER_LOCK_DURATION",
                 format!(
@@ -281,7 +281,7 @@ impl Source {
                     Duration::from_millis(10),
                     Duration::from_hours(1),
                 )?,
-                lease,
+                lease_term,
             },
             http_timeout,
             response_bytes_max: self.number("RESPONSE_BODY_MAX", 0..=65_536)?,

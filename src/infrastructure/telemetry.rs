@@ -2,9 +2,12 @@
 
 use std::io::IsTerminal as _;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
@@ -196,6 +199,16 @@ pub fn record_metrics() -> anyhow::Result<PrometheusHandle> {
         begin_at_zero(metric);
     }
     Ok(handle)
+}
+
+/// Histograms hold single values until someone reads them; this folds them into their buckets.
+pub async fn keep_metrics_small(metrics: PrometheusHandle, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(Duration::from_secs(5)) => metrics.run_upkeep(),
+        }
+    }
 }
 
 fn describe(metric: &Metric) {

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use sqlx::ConnectOptions as _;
 use uuid::Uuid;
 use webhook_processor::application::ports::{
-    Claim, DeliveryQueue as _, EndpointStore as _, Incoming, Settled, StoreError, Stored, UnusedLease,
+    Claim, Claimed, DeliveryQueue as _, EndpointStore as _, Incoming, Settled, StoreError, Stored,
+    UnusedLease, WantedLease,
 };
-use webhook_processor::application::workers::reservations::release_unconfirmed;
-use webhook_processor::application::workers::shares::Rooms;
+use webhook_processor::application::workers::ledger::Rooms;
+use webhook_processor::application::workers::lost_answers::release_unconfirmed;
 use webhook_processor::domain::attempt::{Answer, AttemptOutcome};
 use webhook_processor::domain::delivery::{
-    AttemptTimes, FinishedAttempt, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
+    AttemptTimes, FinishedAttempt, LeasedDelivery, NewDelivery, QueueId, Work, WorkerId,
 };
 use webhook_processor::domain::endpoint::EndpointId;
 use webhook_processor::domain::event::{Event, EventParts};
@@ -28,7 +30,28 @@ use crate::support::service::TestService;
 fn claim(worker: usize, limit: usize) -> Claim {
     let worker_ids = vec![WorkerId::new("test", 1, 1, worker); limit];
     let rooms = Rooms { limit, share: limit, listed: vec![] };
-    Claim { worker_ids, lease: Duration::from_mins(5), after: None, rooms, floors: vec![], held: false }
+    Claim { worker_ids, lease_term: Duration::from_mins(5), after: None, rooms }
+}
+
+/// How long ago the lease was taken whose worker was lost, if it was.
+fn lost_for(delivery: &LeasedDelivery) -> Option<Duration> {
+    match delivery.work {
+        Work::Attempt { .. } => None,
+        Work::RecordLoss { leased_for } => Some(leased_for),
+    }
+}
+
+/// What a claim takes, made again as long as the store says that more may wait.
+async fn take(queue: &Database, mut claim: Claim) -> Vec<LeasedDelivery> {
+    let mut all = Vec::new();
+    loop {
+        let Claimed { deliveries, look_again } = queue.claim(&claim).await.unwrap();
+        claim.worker_ids.truncate(claim.worker_ids.len() - deliveries.len());
+        all.extend(deliveries);
+        if !look_again {
+            return all;
+        }
+    }
 }
 
 fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
@@ -71,7 +94,7 @@ async fn the_most_urgent_go_first_wherever_a_claim_begins() {
     let queue = Database::new(api.database.options.clone(), 2);
     let after = Some(EndpointId::from_stored(configs[0]));
 
-    let claimed = queue.claim(&Claim { after, ..claim(1, 1) }).await.unwrap();
+    let claimed = take(&queue, Claim { after, ..claim(1, 1) }).await;
 
     assert_eq!(claimed[0].config_id.get(), configs[0]);
     queue.close().await;
@@ -145,7 +168,8 @@ async fn what_was_stored_under_a_lease_that_nobody_was_told_of_is_made_ready() {
         Event::parse(EventParts { event_type: "+credit".into(), config_id: config, ..EventParts::default() });
     let delivery = NewDelivery::new(QueueId::new(Uuid::now_v7()), &event.unwrap(), &endpoint).unwrap();
     let (worker, lease) = (WorkerId::new("test", 1, 1, 1), Duration::from_mins(5));
-    let incoming = Incoming { delivery: &delivery, lease: Some((&worker, lease)) };
+    let incoming =
+        Incoming { delivery: &delivery, lease: Some(WantedLease { worker_id: &worker, term: lease }) };
     let stored = queue.enqueue(&[incoming]).await.unwrap();
     assert!(matches!(stored[..], [Stored::New { locked_at: Some(_) }]), "{stored:?}");
     let leases = vec![UnusedLease { queue_id: delivery.queue_id, worker_id: worker, locked_at: None }];
@@ -166,14 +190,14 @@ async fn after_the_first_claim(service: &TestService, config: i64) {
 #[tokio::test]
 async fn a_settle_whose_lease_has_passed_to_another_worker_changes_nothing() {
     let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
-    let first = queue.claim(&claim(1, 10)).await.unwrap();
-    assert!(queue.claim(&claim(2, 10)).await.unwrap().is_empty());
+    let first = take(&queue, claim(1, 10)).await;
+    assert!(take(&queue, claim(2, 10)).await.is_empty());
     api.database.execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'").await;
 
-    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    let second = take(&queue, claim(2, 10)).await;
 
     assert_eq!(second.len(), 1);
-    assert!(second[0].abandoned_for.is_some_and(|age| age >= Duration::from_secs(119)));
+    assert!(lost_for(&second[0]).is_some_and(|age| age >= Duration::from_secs(119)));
     assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
     assert_eq!(api.api.get(&format!("/webhooks/{queue_id}")).await.json()["status"], "processing");
     assert_eq!(queue.settle(&[&delivered(&second[0])]).await.unwrap(), [Settled::Written]);
@@ -184,9 +208,9 @@ async fn a_settle_whose_lease_has_passed_to_another_worker_changes_nothing() {
 #[tokio::test]
 async fn the_same_worker_cannot_settle_by_an_older_lease_of_its_own() {
     let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
-    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    let first = take(&queue, claim(1, 10)).await;
     api.database.execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'").await;
-    let second = queue.claim(&claim(1, 10)).await.unwrap();
+    let second = take(&queue, claim(1, 10)).await;
 
     assert_eq!(first[0].lease.worker_id, second[0].lease.worker_id);
     assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
@@ -198,7 +222,7 @@ async fn the_same_worker_cannot_settle_by_an_older_lease_of_its_own() {
 async fn a_lease_that_expired_untouched_is_recorded_as_an_unknown_outcome_and_the_delivery_goes_on() {
     let receiver = TestReceiver::start().await;
     let (api, queue, queue_id) = one_delivery(&receiver.url).await;
-    queue.claim(&claim(1, 10)).await.unwrap();
+    take(&queue, claim(1, 10)).await;
     api.database.execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min'").await;
 
     let worker = TestService::start_with(Role::Worker, api.database.clone(), &[]).await;
@@ -246,7 +270,7 @@ async fn a_delivery_that_loses_its_worker_every_time_ends_as_a_dead_letter() {
 async fn an_expired_lease_of_a_disabled_config_is_recorded_and_the_delivery_waits() {
     let receiver = TestReceiver::start().await;
     let (api, queue, queue_id) = one_delivery(&receiver.url).await;
-    queue.claim(&claim(1, 10)).await.unwrap();
+    take(&queue, claim(1, 10)).await;
     api.database
         .execute("update webhook_queue_open set locked_at = now() - interval '2 min', lock_expires_at = now() - interval '1 min';
                   update webhook_configs set enabled = false, updated_at = clock_timestamp()")
@@ -271,7 +295,7 @@ async fn two_claims_never_take_the_same_delivery() {
 
     let claims = futures_util::future::join_all((0..40).map(|worker| {
         let queue = &queue;
-        async move { queue.claim(&claim(worker, 30)).await.unwrap() }
+        async move { take(queue, claim(worker, 30)).await }
     }))
     .await;
 
@@ -283,7 +307,7 @@ async fn two_claims_never_take_the_same_delivery() {
 
 #[tokio::test]
 async fn a_floor_hides_what_is_below_it_at_its_endpoint_and_nothing_else() {
-    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let (api, _, _) = one_delivery("http://127.0.0.1:1").await;
     let neighbour = api.api.register("http://127.0.0.1:1", json!({})).await;
     api.database
         .execute("insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries, ready_since)
@@ -293,11 +317,17 @@ async fn a_floor_hides_what_is_below_it_at_its_endpoint_and_nothing_else() {
     api.api.credit(neighbour).await;
     let floor = chrono::Utc::now() + chrono::TimeDelta::minutes(150);
 
-    let claimed_with = async |endpoint: i64, level| {
-        let priority = Priority::parse("priority", level).unwrap();
-        let floors = vec![(EndpointId::from_stored(endpoint), priority, floor)];
-        let claimed = queue.claim(&Claim { floors, ..claim(1, 50) }).await.unwrap();
-        claimed.iter().map(|delivery| delivery.config_id.get()).collect::<Vec<_>>()
+    let claimed_with = async |endpoint: i64, priority: i64| {
+        let claimed: Vec<i64> = sqlx::query_scalar(
+            "select config_id from webhook_claim(array_fill('test:1:1:1'::text, array[50]), interval '5 minutes', 0, false, 50,
+                                                 '{}', '{}', array[$1], array[$2])",
+        )
+        .bind(endpoint * 4 + priority)
+        .bind(floor)
+        .fetch_all(&mut api.database.options.connect().await.unwrap())
+        .await
+        .unwrap();
+        claimed
     };
 
     assert_eq!(claimed_with(1, 2).await, [1, 1, 1, neighbour]);
@@ -316,9 +346,9 @@ async fn a_claim_is_fair_to_an_endpoint_beside_one_with_a_long_backlog() {
         .await;
     api.api.credit(neighbour).await;
 
-    let first = queue.claim(&claim(1, 50)).await.unwrap();
+    let first = take(&queue, claim(1, 50)).await;
     let after = first.last().map(|delivery| delivery.config_id);
-    let second = queue.claim(&Claim { after, ..claim(1, 50) }).await.unwrap();
+    let second = take(&queue, Claim { after, ..claim(1, 50) }).await;
 
     assert!(first.iter().all(|delivery| delivery.config_id.get() == 1));
     assert_eq!(
@@ -331,7 +361,7 @@ async fn a_claim_is_fair_to_an_endpoint_beside_one_with_a_long_backlog() {
 
 /// An attempt of which nobody knows how it ended, as its takeover records it.
 fn lost(delivery: &LeasedDelivery) -> FinishedAttempt {
-    let (found, leased_for) = (std::time::Instant::now(), delivery.abandoned_for.unwrap());
+    let (found, leased_for) = (std::time::Instant::now(), lost_for(delivery).unwrap());
     FinishedAttempt {
         times: AttemptTimes::Lost { found, leased_for },
         outcome: AttemptOutcome::Unknown,
@@ -350,12 +380,12 @@ async fn end_leases(api: &TestService) {
 #[tokio::test]
 async fn a_known_outcome_wins_over_a_takeover_until_the_delivery_is_sent_again() {
     let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
-    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    let first = take(&queue, claim(1, 10)).await;
     end_leases(&api).await;
-    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    let second = take(&queue, claim(2, 10)).await;
     end_leases(&api).await;
-    let third = queue.claim(&claim(3, 10)).await.unwrap();
-    assert!(second[0].abandoned_for.is_some() && third[0].abandoned_for >= second[0].abandoned_for);
+    let third = take(&queue, claim(3, 10)).await;
+    assert!(lost_for(&second[0]).is_some() && lost_for(&third[0]) >= lost_for(&second[0]));
 
     assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::Written]);
 
@@ -371,9 +401,9 @@ async fn a_known_outcome_wins_over_a_takeover_until_the_delivery_is_sent_again()
 #[tokio::test]
 async fn a_known_outcome_takes_the_place_of_an_unknown_one_that_was_recorded_already() {
     let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
-    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    let first = take(&queue, claim(1, 10)).await;
     end_leases(&api).await;
-    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    let second = take(&queue, claim(2, 10)).await;
     assert_eq!(queue.settle(&[&lost(&second[0])]).await.unwrap(), [Settled::Written]);
     let unknown = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
     assert_eq!((&unknown["retry_count"], &unknown["attempts"][0]["http_status"]), (&json!(1), &json!(null)));
@@ -389,13 +419,13 @@ async fn a_known_outcome_takes_the_place_of_an_unknown_one_that_was_recorded_alr
 #[tokio::test]
 async fn once_a_delivery_may_have_been_sent_again_the_outcome_of_a_lost_lease_counts_no_more() {
     let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
-    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    let first = take(&queue, claim(1, 10)).await;
     end_leases(&api).await;
-    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    let second = take(&queue, claim(2, 10)).await;
     queue.settle(&[&lost(&second[0])]).await.unwrap();
     queue.promote(10).await.unwrap();
-    let third = queue.claim(&claim(3, 10)).await.unwrap();
-    assert_eq!((third.len(), third[0].abandoned_for, third[0].attempt), (1, None, 1));
+    let third = take(&queue, claim(3, 10)).await;
+    assert_eq!((third.len(), lost_for(&third[0]), third[0].attempt), (1, None, 1));
 
     assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::LeaseLost]);
     assert_eq!(queue.settle(&[&delivered(&third[0])]).await.unwrap(), [Settled::Written]);
@@ -408,16 +438,16 @@ async fn leases_that_nobody_uses_are_given_back_and_those_in_use_are_kept() {
     for _ in 0..3 {
         api.api.credit(1).await;
     }
-    let claimed = queue.claim(&claim(1, 3)).await.unwrap();
-    let other = queue.claim(&claim(2, 10)).await.unwrap();
+    let claimed = take(&queue, claim(1, 3)).await;
+    let other = take(&queue, claim(2, 10)).await;
     assert_eq!((claimed.len(), other.len()), (3, 1));
 
     let workers = [WorkerId::new("test", 1, 1, 1)];
     assert_eq!(queue.release_lost_claims(&workers, &[claimed[0].queue_id]).await.unwrap(), 2);
 
-    let again = queue.claim(&claim(3, 10)).await.unwrap();
+    let again = take(&queue, claim(3, 10)).await;
     assert_eq!(again.len(), 2);
-    assert!(again.iter().all(|delivery| delivery.abandoned_for.is_none() && delivery.attempt == 0));
+    assert!(again.iter().all(|delivery| lost_for(delivery).is_none() && delivery.attempt == 0));
     api.stop().await;
 }
 
@@ -431,10 +461,10 @@ async fn what_nobody_sent_is_no_loss_even_if_its_lease_has_been_taken_over() {
     };
     // commits stalled for longer than the lease: a claim, or an enqueue, whose answer was lost
     for by_name in [false, true] {
-        let first = queue.claim(&claim(1, 10)).await.unwrap();
+        let first = take(&queue, claim(1, 10)).await;
         end_leases(&api).await;
-        let takeover = queue.claim(&claim(2, 10)).await.unwrap();
-        assert!(takeover[0].abandoned_for.is_some());
+        let takeover = take(&queue, claim(2, 10)).await;
+        assert!(lost_for(&takeover[0]).is_some());
 
         if by_name {
             let workers = [WorkerId::new("test", 1, 1, 1)];
@@ -444,8 +474,8 @@ async fn what_nobody_sent_is_no_loss_even_if_its_lease_has_been_taken_over() {
         }
 
         assert_eq!(queue.settle(&[&lost(&takeover[0])]).await.unwrap(), [Settled::LeaseLost]);
-        let again = queue.claim(&claim(3, 10)).await.unwrap();
-        assert_eq!((again[0].abandoned_for, again[0].attempt), (None, 0));
+        let again = take(&queue, claim(3, 10)).await;
+        assert_eq!((lost_for(&again[0]), again[0].attempt), (None, 0));
         queue.release(&[unused(&again[0])]).await.unwrap();
     }
     api.stop().await;
@@ -454,9 +484,9 @@ async fn what_nobody_sent_is_no_loss_even_if_its_lease_has_been_taken_over() {
 #[tokio::test]
 async fn a_takeover_that_is_given_back_leaves_the_loss_to_be_recorded() {
     let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
-    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    let first = take(&queue, claim(1, 10)).await;
     end_leases(&api).await;
-    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    let second = take(&queue, claim(2, 10)).await;
     let unused = UnusedLease {
         queue_id: second[0].queue_id,
         worker_id: second[0].lease.worker_id.clone(),
@@ -465,8 +495,8 @@ async fn a_takeover_that_is_given_back_leaves_the_loss_to_be_recorded() {
 
     assert_eq!(queue.release(&[unused]).await.unwrap(), [second[0].queue_id]);
 
-    let third = queue.claim(&claim(3, 10)).await.unwrap();
-    assert!(third[0].abandoned_for.is_some());
+    let third = take(&queue, claim(3, 10)).await;
+    assert!(lost_for(&third[0]).is_some());
     assert_eq!(queue.settle(&[&delivered(&first[0])]).await.unwrap(), [Settled::Written]);
     api.stop().await;
 }
@@ -493,7 +523,7 @@ async fn the_share_of_an_endpoint_holds_for_all_priorities_together() {
     api.api.credit(neighbour).await;
 
     let rooms = Rooms { limit: 50, share: 10, listed: vec![] };
-    let claimed = queue.claim(&Claim { rooms, ..claim(1, 50) }).await.unwrap();
+    let claimed = take(&queue, Claim { rooms, ..claim(1, 50) }).await;
     let of_first = claimed.iter().filter(|delivery| delivery.config_id.get() == 1);
     assert_eq!(of_first.clone().count(), 10);
     assert!(of_first.clone().all(|delivery| delivery.priority.get() == 0), "the most urgent go first");
@@ -501,7 +531,7 @@ async fn the_share_of_an_endpoint_holds_for_all_priorities_together() {
 
     let listed = vec![(EndpointId::from_stored(1), 5)];
     let rooms = Rooms { limit: 50, share: 10, listed };
-    let claimed = queue.claim(&Claim { rooms, ..claim(1, 50) }).await.unwrap();
+    let claimed = take(&queue, Claim { rooms, ..claim(1, 50) }).await;
     assert_eq!(claimed.iter().filter(|delivery| delivery.config_id.get() == 1).count(), 5);
     api.stop().await;
 }
@@ -512,7 +542,7 @@ async fn a_share_that_spans_priorities_is_filled_from_the_most_urgent_on() {
     fill(&api, 4, &[0, 1, 2]).await;
     let rooms = Rooms { limit: 50, share: 6, listed: vec![] };
 
-    let claimed = queue.claim(&Claim { rooms, ..claim(1, 50) }).await.unwrap();
+    let claimed = take(&queue, Claim { rooms, ..claim(1, 50) }).await;
 
     let mut priorities: Vec<_> = claimed.iter().map(|delivery| delivery.priority.get()).collect();
     priorities.sort_unstable();
@@ -529,7 +559,7 @@ async fn an_open_circuit_is_probed_by_one_delivery_whatever_the_priorities_and_w
         .execute("update webhook_configs set circuit_state = 'open', circuit_reason = 'x', circuit_probe_at = now() - interval '1 s'")
         .await;
 
-    let probes = queue.claim(&claim(1, 50)).await.unwrap();
+    let probes = take(&queue, claim(1, 50)).await;
 
     assert_eq!(probes.iter().filter(|delivery| delivery.probe).count(), 1);
     assert_eq!((probes.len(), probes[0].priority.get()), (1, 0));
@@ -539,7 +569,7 @@ async fn an_open_circuit_is_probed_by_one_delivery_whatever_the_priorities_and_w
             "update webhook_configs set circuit_state = 'open', circuit_probe_at = now() - interval '1 s'",
         )
         .await;
-    assert!(queue.claim(&claim(1, 50)).await.unwrap().is_empty());
+    assert!(take(&queue, claim(1, 50)).await.is_empty());
     api.stop().await;
 }
 
@@ -549,15 +579,15 @@ async fn no_more_are_in_flight_than_the_limit_after_a_loss_where_priorities_are_
     api.database.execute("delete from webhook_queue_open").await;
     api.api.patch("/api/webhooks/1", json!({"max_in_flight": 5})).await;
     fill(&api, 3, &[0]).await;
-    assert_eq!(queue.claim(&claim(1, 50)).await.unwrap().len(), 3);
+    assert_eq!(take(&queue, claim(1, 50)).await.len(), 3);
     end_leases(&api).await;
     fill(&api, 40, &[2]).await;
 
     let mut to_send = 0;
     for _ in 0..6 {
-        let claimed = queue.claim(&claim(1, 50)).await.unwrap();
-        to_send += claimed.iter().filter(|delivery| delivery.abandoned_for.is_none()).count();
-        for delivery in claimed.iter().filter(|delivery| delivery.abandoned_for.is_some()) {
+        let claimed = take(&queue, claim(1, 50)).await;
+        to_send += claimed.iter().filter(|delivery| lost_for(delivery).is_none()).count();
+        for delivery in claimed.iter().filter(|delivery| lost_for(delivery).is_some()) {
             queue.settle(&[&lost(delivery)]).await.unwrap();
         }
     }
@@ -570,16 +600,17 @@ async fn a_rate_is_not_held_up_by_a_clock_that_was_ahead_once() {
     let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
     api.api.patch("/api/webhooks/1", json!({"rate_limit_per_second": 10})).await;
     fill(&api, 5, &[2]).await;
-    assert!(!queue.claim(&claim(1, 50)).await.unwrap().is_empty());
+    assert!(!take(&queue, claim(1, 50)).await.is_empty());
     api.database.execute("update webhook_limit_states set next_start_at = now() + interval '1 hour'").await;
 
     let more = eventually("more is granted", async || {
-        let claimed = queue.claim(&claim(1, 50)).await.unwrap();
+        let claimed = take(&queue, claim(1, 50)).await;
         (!claimed.is_empty()).then_some(claimed)
     })
     .await;
 
-    assert!(more[0].starts_at.unwrap() < std::time::Instant::now() + Duration::from_secs(5));
+    let Work::Attempt { starts_at, .. } = more[0].work else { panic!("no worker was lost") };
+    assert!(starts_at.unwrap() < std::time::Instant::now() + Duration::from_secs(5));
     api.stop().await;
 }
 
@@ -600,9 +631,9 @@ async fn a_claim_that_waits_for_a_lock_gives_up_by_itself_and_leaves_nothing_beh
 #[tokio::test]
 async fn of_a_known_outcome_and_a_loss_in_one_batch_the_known_one_is_written() {
     let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
-    let first = queue.claim(&claim(1, 10)).await.unwrap();
+    let first = take(&queue, claim(1, 10)).await;
     end_leases(&api).await;
-    let second = queue.claim(&claim(2, 10)).await.unwrap();
+    let second = take(&queue, claim(2, 10)).await;
 
     let settled = queue.settle(&[&lost(&second[0]), &delivered(&first[0])]).await.unwrap();
 
@@ -621,12 +652,12 @@ async fn a_probe_that_is_given_back_is_made_up_for_at_once() {
     api.database
         .execute("update webhook_configs set circuit_state = 'open', circuit_reason = 'x', circuit_probe_at = now() - interval '1 s'")
         .await;
-    let probe = queue.claim(&claim(1, 10)).await.unwrap();
+    let probe = take(&queue, claim(1, 10)).await;
     assert!(probe[0].probe);
 
     assert_eq!(queue.release_lost_claims(&[WorkerId::new("test", 1, 1, 1)], &[]).await.unwrap(), 1);
 
-    let again = queue.claim(&claim(2, 10)).await.unwrap();
+    let again = take(&queue, claim(2, 10)).await;
     assert!(again.len() == 1 && again[0].probe);
     api.stop().await;
 }

@@ -157,3 +157,17 @@ async fn ready_fails_while_the_disk_is_full() {
     drop(process);
     server.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_fails_while_due_deliveries_cannot_be_made_ready() {
+    let database = TestDatabase::new().await;
+    let process = Process::start(command(&database, &["serve"]));
+    let api = process.api();
+    ready_is(&api, 200, "are done").await;
+
+    database.execute("alter function webhook_promote rename to webhook_promote_is_away").await;
+    ready_is(&api, 503, "making ready what is due").await;
+
+    database.execute("alter function webhook_promote_is_away rename to webhook_promote").await;
+    ready_is(&api, 200, "are done").await;
+}

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use webhook_processor::application::ports::Upkeep as _;
 use webhook_processor::infrastructure::http::{self, Operations};
 use webhook_processor::infrastructure::postgres::Database;
 use webhook_processor::infrastructure::service::{Application, Role};

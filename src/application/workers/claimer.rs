@@ -11,26 +11,28 @@ use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::floors::KnownFloors;
+use super::WorkerPool;
+use super::ledger::Entry;
 use super::losses::HELD_POLL;
 use super::restart::jittered;
-use super::shares::Share;
 use super::slots::Slot;
-use super::{BACKOFF_MAX, WorkerPool};
+use crate::application::backoff::Backoff;
 use crate::application::deliver::LeaseEnd;
-use crate::application::ports::{Claim, StoreError};
-use crate::domain::delivery::{LeasedDelivery, QueueId};
+use crate::application::ports::{Claim, Claimed, StoreError};
+use crate::domain::delivery::{LeasedDelivery, QueueId, Work};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::millis;
+
+/// Waits after a claim that failed.
+const CLAIM_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 impl WorkerPool {
     /// Claims for all workers, as they have free slots: one claim at a time, so that under load each is large, and none
     /// steps over what another is about to take. It owns all waiting; attempts run beside it, one a slot.
     pub(super) async fn claim_and_attempt(self: Arc<Self>, stop: CancellationToken) {
         let mut cursor = None;
-        let mut floors = KnownFloors::default();
         let mut more_waits = false;
-        let mut backoff = Duration::ZERO;
+        let mut backoff = CLAIM_BACKOFF;
         loop {
             let mut free = tokio::select! {
                 biased;
@@ -41,19 +43,28 @@ impl WorkerPool {
             let woken = self.wakeup.woken();
             let mut woken = pin!(woken);
             woken.as_mut().enable();
-            match self.claim(&mut free, cursor, &mut floors).await {
+            match self.claim(&mut free, cursor).await {
                 Ok(deliveries) => {
-                    backoff = Duration::ZERO;
+                    backoff.reset();
                     more_waits = deliveries.len() == free.len();
                     cursor = deliveries.last().map_or(cursor, |(last, _)| Some(last.config_id));
                     let pacemakers = pacemakers(deliveries.iter().map(|(delivery, _)| delivery));
-                    for ((delivery, share), slot) in deliveries.into_iter().zip(free) {
-                        if delivery.abandoned_for.is_some() {
-                            self.record_loss_soon(delivery);
-                            continue;
+                    for ((delivery, entry), slot) in deliveries.into_iter().zip(free) {
+                        match delivery.work {
+                            Work::RecordLoss { .. } => self.record_loss_soon(delivery),
+                            Work::Attempt { .. } => {
+                                let is_pacemaker = pacemakers.contains(&delivery.queue_id);
+                                tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot, entry));
+                            }
                         }
-                        let is_pacemaker = pacemakers.contains(&delivery.queue_id);
-                        tokio::spawn(self.clone().attempt(delivery, is_pacemaker, slot, share));
+                    }
+                    if more_waits {
+                        continue;
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = woken => {}
+                        () = sleep(jittered(self.settings.poll_interval)) => {}
                     }
                 }
                 Err(cause) => {
@@ -61,21 +72,13 @@ impl WorkerPool {
                     if matches!(cause, StoreError::InDoubt(_)) {
                         self.disown_claims();
                     }
-                    backoff = (backoff * 2).clamp(Duration::from_millis(100), BACKOFF_MAX);
-                    let cause = anyhow::Error::new(cause);
-                    let retry_in_ms = millis(backoff);
-                    warn!(error = format!("{cause:#}"), retry_in_ms, "cannot claim");
+                    let pause = jittered(backoff.pause());
+                    warn!(error = cause.report(), retry_in_ms = millis(pause), "cannot claim");
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = sleep(pause) => {}
+                    }
                 }
-            }
-            if more_waits && backoff.is_zero() {
-                continue;
-            }
-            let pause =
-                if backoff.is_zero() { jittered(self.settings.poll_interval) } else { jittered(backoff) };
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = woken, if backoff.is_zero() => {}
-                () = sleep(pause) => {}
             }
         }
     }
@@ -84,23 +87,20 @@ impl WorkerPool {
         &self,
         slots: &mut [Slot],
         after: Option<EndpointId>,
-        floors: &mut KnownFloors,
-    ) -> Result<Vec<(LeasedDelivery, Share)>, StoreError> {
+    ) -> Result<Vec<(LeasedDelivery, Entry)>, StoreError> {
         let mut claimed = Vec::new();
         loop {
             let free = &mut slots[claimed.len()..];
             let claim = Claim {
                 worker_ids: free.iter().map(|slot| slot.worker().clone()).collect(),
-                lease: self.settings.lease,
+                lease_term: self.settings.lease_term,
                 after,
-                rooms: self.shares.rooms(free.len()),
-                floors: floors.for_claim(),
-                held: false,
+                rooms: self.ledger.rooms(free.len()),
             };
-            let deliveries = match self.queue.claim(&claim).await {
-                Ok(deliveries) => deliveries,
+            let Claimed { deliveries, look_again } = match self.queue.claim(&claim).await {
+                Ok(claimed) => claimed,
                 Err(cause) => {
-                    self.shares.claim_failed();
+                    self.ledger.claim_failed();
                     // what is claimed must be attempted; the next claim tells if the store is still away
                     if claimed.is_empty() {
                         return Err(cause);
@@ -114,14 +114,12 @@ impl WorkerPool {
             metrics::counter!("webhook_claims_total").increment(1);
             metrics::counter!("webhook_leases_taken_total").increment(deliveries.len() as u64);
             for (slot, delivery) in free.iter_mut().zip(&deliveries) {
-                // one that was taken over is not attempted
-                if delivery.abandoned_for.is_none() {
+                if let Work::Attempt { .. } = delivery.work {
                     slot.hold(delivery.queue_id);
                 }
             }
-            let again = floors.learn(&claim.floors, free.len(), &claim.rooms, &deliveries);
-            claimed.extend(self.shares.take(&claim.rooms, deliveries));
-            if !again {
+            claimed.extend(self.ledger.take(&claim.rooms, deliveries));
+            if !look_again {
                 return Ok(claimed);
             }
         }
@@ -133,35 +131,43 @@ impl WorkerPool {
         delivery: LeasedDelivery,
         is_pacemaker: bool,
         slot: Slot,
-        share: Share,
+        entry: Entry,
     ) {
         let (queue_id, claimed_at) = (delivery.queue_id, delivery.claimed_at);
-        if let Some(starts_at) = delivery.starts_at {
+        if let Some(starts_at) = starts_at(&delivery) {
             sleep_until(starts_at.into()).await;
             if is_pacemaker {
                 self.wakeup.wake_claimer();
             }
         }
-        let ended = AssertUnwindSafe(self.deliver.attempt(delivery)).catch_unwind().await;
+        let ended = AssertUnwindSafe(self.deliver.work(delivery)).catch_unwind().await;
         if ended.is_err() {
             error!(%queue_id, "an attempt panicked; its outcome is unknown when the lease ends");
         }
-        // the slot first: whoever the share wakes finds it free
+        // the slot first: whoever the entry wakes finds it free
         match ended {
             Ok(LeaseEnd::Now) => drop(slot),
             // for as long as a look for what lost claims took may find the lease: until it is taken over after its end
             Ok(LeaseEnd::ByItself) | Err(_) => {
-                slot.leave_lease(claimed_at + self.settings.lease * 2 + HELD_POLL * 2);
+                slot.leave_lease(claimed_at + self.settings.lease_term * 2 + HELD_POLL * 2);
             }
         }
-        share.ended_after(claimed_at.elapsed());
+        entry.ended_after(claimed_at.elapsed());
     }
 
     /// A claim may have taken leases although its answer never came. What is under the workers' names, and in no slot, is such
     /// a lease, once they have other names.
     fn disown_claims(&self) {
         let disowned = self.slots.rename(self.names.of(self.settings.count));
-        self.lost_claims.add(disowned, self.settings.lease);
+        self.lost_claims.add(disowned, self.settings.lease_term);
+    }
+}
+
+/// When the attempt may begin, if its endpoint's rate is limited.
+fn starts_at(delivery: &LeasedDelivery) -> Option<Instant> {
+    match delivery.work {
+        Work::Attempt { starts_at, .. } => starts_at,
+        Work::RecordLoss { .. } => None,
     }
 }
 
@@ -170,7 +176,7 @@ impl WorkerPool {
 fn pacemakers<'a>(deliveries: impl Iterator<Item = &'a LeasedDelivery>) -> HashSet<QueueId> {
     let mut starts: HashMap<EndpointId, Vec<(Instant, QueueId)>> = HashMap::new();
     for delivery in deliveries {
-        if let Some(starts_at) = delivery.starts_at {
+        if let Some(starts_at) = starts_at(delivery) {
             starts.entry(delivery.config_id).or_default().push((starts_at, delivery.queue_id));
         }
     }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::WorkerPool;
 use super::restart::jittered;
-use super::shares::Rooms;
-use super::{WorkerPool, warn_unless_passing};
-use crate::application::ports::Claim;
 use crate::domain::delivery::LeasedDelivery;
 
+/// What this is called in logs and health checks.
+const DUTY: &str = "recording losses of held configs";
 /// How often leases are looked for that have expired at endpoints that are disabled, or whose circuit is not closed.
 pub(super) const HELD_POLL: Duration = Duration::from_mins(2);
 /// How long a loss is kept back before it is recorded: the worker that was thought lost may know the outcome after all, and
@@ -31,24 +31,17 @@ impl WorkerPool {
                 () = workers.stop.cancelled() => {}
                 () = sleep(grace) => {}
             }
-            workers.deliver.attempt(delivery).await;
+            workers.deliver.work(delivery).await;
         });
     }
 
     /// Nothing claims from an endpoint that is held, so the leases that expire there are settled here.
     pub(super) async fn record_held_losses(self: Arc<Self>, stop: CancellationToken) {
         let limit = self.settings.batch_size;
-        while let Some(id) = self.slots.first_worker() {
-            let claim = Claim {
-                worker_ids: vec![id; limit],
-                lease: self.settings.lease,
-                after: None,
-                rooms: Rooms { limit, share: limit, listed: vec![] },
-                floors: vec![],
-                held: true,
-            };
-            match self.queue.claim(&claim).await {
+        while let Some(worker) = self.slots.first_worker() {
+            match self.queue.take_over_held(&worker, self.settings.lease_term, limit).await {
                 Ok(lost) => {
+                    self.duties.done(DUTY);
                     let more_may_wait = !lost.is_empty() && !stop.is_cancelled();
                     for delivery in lost {
                         self.record_loss_soon(delivery);
@@ -57,9 +50,7 @@ impl WorkerPool {
                         continue;
                     }
                 }
-                Err(cause) => {
-                    warn_unless_passing(cause, "cannot look for expired leases of endpoints that are held");
-                }
+                Err(cause) => self.duties.failed(DUTY, &cause),
             }
             tokio::select! {
                 () = stop.cancelled() => return,

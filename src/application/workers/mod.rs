@@ -6,22 +6,20 @@
 //! The cast, in the order in which a delivery meets it:
 //!
 //! - a [slot](slots) is the right to hold one more lease; each worker has `WORKER_BATCH_SIZE` of them;
-//! - the [shares] count what each endpoint holds of a process's leases, and say how much a claim may take from it;
-//! - [floors] are hints to a claim where to begin;
+//! - the [ledger] counts what each endpoint holds of the process's leases, and says how much room a claim has there;
 //! - a [reservation](reservations) keeps a slot for an event that is being stored, so that it needs no claim;
 //! - the claimer waits for free slots, claims for all workers at once, and starts an attempt for each delivery;
 //! - the promoter makes ready what was scheduled for a time that has come;
 //! - losses are recorded of attempts whose workers never reported an outcome;
-//! - [lost claims](lost_claims) are looked for after a claim whose answer never came.
+//! - [lost answers](lost_answers): the store may hold leases that nobody uses, since its answer never came; they are looked for.
 
 mod claimer;
-pub mod floors;
+pub mod ledger;
 mod losses;
-pub mod lost_claims;
+pub mod lost_answers;
 mod promoter;
 pub mod reservations;
 mod restart;
-pub mod shares;
 pub mod slots;
 #[cfg(test)]
 mod tests;
@@ -32,19 +30,17 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::info;
 
-use self::lost_claims::LostClaims;
+use self::ledger::Ledger;
+use self::lost_answers::LostClaims;
 use self::restart::again_after_panics;
-use self::shares::Shares;
 use self::slots::Slots;
 use super::deliver::Deliver;
-use super::ports::{DeliveryQueue, StoreError};
+use super::duties::Duties;
+use super::ports::DeliveryQueue;
 use super::wakeup::Wakeup;
 use crate::domain::delivery::WorkerId;
-
-/// The longest wait after the store failed.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// How the workers go about it.
 #[derive(Debug, Clone)]
@@ -56,7 +52,7 @@ pub struct WorkerSettings {
     /// How often they look, without being woken.
     pub poll_interval: Duration,
     /// For how long a lease is taken.
-    pub lease: Duration,
+    pub lease_term: Duration,
 }
 
 impl WorkerSettings {
@@ -98,9 +94,10 @@ pub struct WorkerPool {
     /// Losses that are kept back.
     losses: TaskTracker,
     lost_claims: LostClaims,
+    duties: Arc<Duties>,
     stop: CancellationToken,
     pub(super) slots: Arc<Slots>,
-    pub(super) shares: Arc<Shares>,
+    pub(super) ledger: Arc<Ledger>,
 }
 
 impl WorkerPool {
@@ -109,19 +106,20 @@ impl WorkerPool {
         queue: Arc<dyn DeliveryQueue>,
         deliver: Deliver,
         wakeup: Arc<Wakeup>,
-        shares: Arc<Shares>,
+        ledger: Arc<Ledger>,
+        duties: Arc<Duties>,
         settings: WorkerSettings,
         names: WorkerNames,
     ) -> Self {
         let slots = Slots::new(&names.of(settings.count), settings.batch_size);
         let (losses, stop) = (TaskTracker::new(), CancellationToken::new());
         let lost_claims = LostClaims::default();
-        Self { queue, deliver, wakeup, settings, names, losses, lost_claims, stop, slots, shares }
+        Self { queue, deliver, wakeup, settings, names, losses, lost_claims, duties, stop, slots, ledger }
     }
 
     /// For how long a lease is taken.
-    pub fn lease(&self) -> Duration {
-        self.settings.lease
+    pub fn lease_term(&self) -> Duration {
+        self.settings.lease_term
     }
 
     /// Works until `stop`, then lets the attempts under way end and settles them.
@@ -138,16 +136,5 @@ impl WorkerPool {
         self.losses.close();
         self.losses.wait().await;
         info!("workers stopped, nothing is under way");
-    }
-}
-
-/// While the store is away, the claimer says so for all loops. Anything else is a fault that nobody else would see.
-fn warn_unless_passing(cause: StoreError, what: &'static str) {
-    let passes = cause.passes();
-    let error = format!("{:#}", anyhow::Error::new(cause));
-    if passes {
-        debug!(error, "{what}");
-    } else {
-        warn!(error, "{what}");
     }
 }

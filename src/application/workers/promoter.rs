@@ -8,23 +8,30 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{BACKOFF_MAX, WorkerPool, warn_unless_passing};
+use super::WorkerPool;
+use crate::application::backoff::Backoff;
 
+/// What this is called in logs and health checks.
+const DUTY: &str = "making ready what is due";
 /// How many deliveries are made ready at a time.
 const PROMOTE_MAX: usize = 1_000;
 /// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
 const PROMOTE_POLL: Duration = Duration::from_millis(500);
 
+/// Waits after a promotion that failed.
+const PROMOTE_BACKOFF: Backoff = Backoff::new(PROMOTE_POLL, Duration::from_secs(5));
+
 impl WorkerPool {
     pub(super) async fn promote_what_is_due(self: Arc<Self>, stop: CancellationToken) {
-        let mut backoff = PROMOTE_POLL;
+        let mut backoff = PROMOTE_BACKOFF;
         loop {
             let rescheduled = self.wakeup.rescheduled();
             let mut rescheduled = pin!(rescheduled);
             rescheduled.as_mut().enable();
             let pause = match self.queue.promote(PROMOTE_MAX).await {
                 Ok(promotion) => {
-                    backoff = PROMOTE_POLL;
+                    backoff.reset();
+                    self.duties.done(DUTY);
                     if promotion.promoted > 0 {
                         debug!(deliveries = promotion.promoted, "made ready");
                         self.wakeup.announce();
@@ -32,13 +39,8 @@ impl WorkerPool {
                     promotion.next_due_in.unwrap_or(PROMOTE_POLL).min(PROMOTE_POLL)
                 }
                 Err(cause) => {
-                    warn_unless_passing(
-                        cause,
-                        "retries and events for later cannot be made ready; they wait",
-                    );
-                    let pause = backoff;
-                    backoff = (backoff * 2).min(BACKOFF_MAX);
-                    pause
+                    self.duties.failed(DUTY, &cause);
+                    backoff.pause()
                 }
             };
             tokio::select! {

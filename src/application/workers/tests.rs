@@ -9,18 +9,18 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::sync::Semaphore;
 
-use super::shares::Rooms;
+use super::ledger::Rooms;
 use super::*;
 use crate::application::circuits::Circuits;
 use crate::application::deliver::AttemptLimits;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{
-    CircuitStore, Claim, EndpointStore, HeldCircuit, Incoming, Promotion, Sender, Settled, Stored,
-    UnsuccessfulProbe, UnusedLease,
+    CircuitStore, Claim, Claimed, EndpointStore, HeldCircuit, Incoming, Promotion, Sender, Settled,
+    StoreError, Stored, UnsuccessfulProbe, UnusedLease,
 };
 use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::circuit::CircuitCommand;
-use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId};
+use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, Work};
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::{EndpointParts, EndpointSettings};
 
@@ -35,6 +35,8 @@ struct Store {
     claim_errors: Mutex<VecDeque<StoreError>>,
     settled: AtomicUsize,
     looked_for: Mutex<Vec<WorkerId>>,
+    /// How many claims see but one delivery of those that wait, and say so.
+    short_sighted: AtomicUsize,
     /// Done in the middle of the first claim.
     amid_claim: Mutex<Option<fn(&Store)>>,
     wakeup: Arc<Wakeup>,
@@ -46,7 +48,7 @@ impl Store {
     }
 
     fn claims(&self) -> Vec<Claim> {
-        self.claims.lock().unwrap().iter().filter(|claim| !claim.held).cloned().collect()
+        self.claims.lock().unwrap().clone()
     }
 
     fn settled(&self) -> usize {
@@ -64,15 +66,16 @@ fn endpoint() -> Endpoint {
 
 #[async_trait]
 impl DeliveryQueue for Store {
-    async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError> {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
         self.claims.lock().unwrap().push(claim.clone());
-        if claim.held {
-            return Ok(vec![]);
-        }
         if let Some(error) = self.claim_errors.lock().unwrap().pop_front() {
             return Err(error);
         }
-        let room = claim.rooms.of(EndpointId::from_stored(1)).min(claim.worker_ids.len());
+        let short_sighted = |left: usize| left.checked_sub(1);
+        let look_again =
+            self.short_sighted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, short_sighted).is_ok();
+        let limit = if look_again { 1 } else { claim.worker_ids.len() };
+        let room = claim.rooms.of(EndpointId::from_stored(1)).min(limit);
         let taken: Vec<QueueId> = {
             let mut waiting = self.waiting.lock().unwrap();
             let count = room.min(waiting.len());
@@ -82,7 +85,7 @@ impl DeliveryQueue for Store {
             amid(self);
         }
         let lease = |worker_id: &WorkerId| Lease { worker_id: worker_id.clone(), locked_at: Utc::now() };
-        Ok(taken
+        let deliveries = taken
             .into_iter()
             .zip(&claim.worker_ids)
             .map(|(queue_id, worker_id)| LeasedDelivery {
@@ -95,16 +98,23 @@ impl DeliveryQueue for Store {
                 traceparent: None,
                 attempt: 0,
                 max_retries: 6,
-                abandoned_for: None,
-                waited: Duration::ZERO,
                 priority: Priority::default(),
-                ready_since: Utc::now(),
                 probe: false,
                 in_flight_limited: false,
-                starts_at: None,
                 claimed_at: Instant::now(),
+                work: Work::Attempt { waited: Duration::ZERO, starts_at: None },
             })
-            .collect())
+            .collect();
+        Ok(Claimed { deliveries, look_again })
+    }
+
+    async fn take_over_held(
+        &self,
+        _: &WorkerId,
+        _: Duration,
+        _: usize,
+    ) -> Result<Vec<LeasedDelivery>, StoreError> {
+        Ok(vec![])
     }
 
     async fn settle(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
@@ -239,20 +249,29 @@ struct Running {
 /// Two workers of four slots each, who look again only when they are woken.
 fn start(store: Store, receiver: &Arc<Receiver>) -> Running {
     let (wakeup, store) = (store.wakeup.clone(), Arc::new(store));
-    let lease = Duration::from_mins(5);
-    let settings = WorkerSettings { count: 2, batch_size: 4, poll_interval: Duration::from_hours(1), lease };
-    let shares = Shares::new(settings.leases_max(), wakeup.clone());
+    let lease_term = Duration::from_mins(5);
+    let settings =
+        WorkerSettings { count: 2, batch_size: 4, poll_interval: Duration::from_hours(1), lease_term };
+    let ledger = Ledger::new(settings.leases_max(), wakeup.clone());
     let deliver = Deliver::start(
         Arc::new(EndpointDirectory::start(store.clone())),
         store.clone(),
         Circuits::new(store.clone(), wakeup.clone()),
         receiver.clone(),
         wakeup.clone(),
-        shares.clone(),
-        AttemptLimits { lease, attempt_max: Duration::from_secs(30) },
+        ledger.clone(),
+        AttemptLimits { lease_term, attempt_max: Duration::from_secs(30) },
     );
     let names = WorkerNames { host: "test".into(), pid: 1 };
-    let pool = Arc::new(WorkerPool::new(store.clone(), deliver, wakeup.clone(), shares, settings, names));
+    let pool = Arc::new(WorkerPool::new(
+        store.clone(),
+        deliver,
+        wakeup.clone(),
+        ledger,
+        Arc::default(),
+        settings,
+        names,
+    ));
     let stop = CancellationToken::new();
     let run = tokio::spawn(pool.run(stop.clone()));
     Running { store, stop, run }
@@ -331,6 +350,20 @@ async fn what_becomes_ready_while_a_claim_looks_is_claimed_by_the_next_one_witho
     let running = start(store, &receiver);
 
     eventually("it is settled", || running.store.settled() == 1).await;
+    running.stop.cancel();
+    running.run.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_claim_that_saw_a_part_of_what_waits_is_completed_at_once_with_the_slots_that_are_left() {
+    let receiver = Receiver::with_answers(2);
+    let store = Store { short_sighted: AtomicUsize::new(1), ..Store::default() };
+    store.add(2);
+    let running = start(store, &receiver);
+
+    eventually("both are settled", || running.store.settled() == 2).await;
+    let claims = running.store.claims();
+    assert_eq!((claims[0].worker_ids.len(), claims[1].worker_ids.len()), (2, 1));
     running.stop.cancel();
     running.run.await.unwrap();
 }

@@ -17,11 +17,11 @@ use crate::application::deliver::{AttemptLimits, Deliver};
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{Claim, DeliveryQueue as _, Sender};
 use crate::application::wakeup::Wakeup;
-use crate::application::workers::shares::{Rooms, Shares};
+use crate::application::workers::ledger::{Ledger, Rooms};
 use crate::application::workers::{WorkerNames, WorkerPool};
 use crate::domain::address::AddressPolicy;
 use crate::domain::attempt::{Answer, AttemptOutcome};
-use crate::domain::delivery::{AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, WorkerId};
+use crate::domain::delivery::{AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, Work, WorkerId};
 use crate::domain::endpoint::Endpoint;
 use crate::domain::retry::Verdict;
 use crate::infrastructure::sender::{HttpSender, SenderSettings};
@@ -126,14 +126,11 @@ fn leased(endpoint: &Endpoint) -> LeasedDelivery {
         traceparent: None,
         attempt: 0,
         max_retries: new.max_retries,
-        abandoned_for: None,
-        waited: Duration::ZERO,
         priority: new.priority,
-        ready_since: chrono::Utc::now(),
         probe: false,
         in_flight_limited: false,
-        starts_at: None,
         claimed_at: Instant::now(),
+        work: Work::Attempt { waited: Duration::ZERO, starts_at: None },
     }
 }
 
@@ -147,18 +144,16 @@ async fn sql_only(rig: &Rig, deliveries: usize) -> anyhow::Result<f64> {
         let limit = rig.settings.workers.claim_max();
         let claim = Claim {
             worker_ids: vec![WorkerId::new("bench", 0, 0, number); limit],
-            lease: rig.settings.workers.lease,
+            lease_term: rig.settings.workers.lease_term,
             after: None,
             rooms: Rooms { limit, share: limit, listed: vec![] },
-            floors: vec![],
-            held: false,
         };
         loop {
             let claimed = database.claim(&claim).await?;
-            if claimed.is_empty() {
+            if claimed.deliveries.is_empty() && !claimed.look_again {
                 return anyhow::Ok(());
             }
-            let delivered: Vec<_> = claimed.into_iter().map(delivered).collect();
+            let delivered: Vec<_> = claimed.deliveries.into_iter().map(delivered).collect();
             database.settle(&delivered.iter().collect::<Vec<_>>()).await?;
         }
     });
@@ -238,12 +233,21 @@ pub async fn drain(rig: &Rig, store: &Store, deliveries: usize) -> anyhow::Resul
     let wakeup = Arc::new(Wakeup::default());
     let directory = Arc::new(EndpointDirectory::start(queue.clone()));
     let circuits = Circuits::new(queue.clone(), wakeup.clone());
-    let shares = Shares::new(rig.settings.workers.leases_max(), wakeup.clone());
-    let limits = AttemptLimits { lease: rig.settings.workers.lease, attempt_max: rig.settings.http_timeout };
+    let ledger = Ledger::new(rig.settings.workers.leases_max(), wakeup.clone());
+    let limits =
+        AttemptLimits { lease_term: rig.settings.workers.lease_term, attempt_max: rig.settings.http_timeout };
     let deliver =
-        Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), shares.clone(), limits);
+        Deliver::start(directory, queue.clone(), circuits, sender, wakeup.clone(), ledger.clone(), limits);
     let names = WorkerNames { host: "bench".into(), pid: 0 };
-    let pool = Arc::new(WorkerPool::new(queue, deliver, wakeup, shares, rig.settings.workers.clone(), names));
+    let pool = Arc::new(WorkerPool::new(
+        queue,
+        deliver,
+        wakeup,
+        ledger,
+        Arc::default(),
+        rig.settings.workers.clone(),
+        names,
+    ));
     let begun = Instant::now();
     // ends once the last attempt is settled
     pool.run(stop).await;

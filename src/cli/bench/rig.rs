@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::figures::float;
 use super::program::Program;
-use crate::application::ports::{DeliveryQueue as _, Incoming, Upkeep as _};
+use crate::application::ports::{DeliveryQueue as _, Incoming};
 use crate::domain::delivery::{NewDelivery, QueueId};
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::EndpointParts;

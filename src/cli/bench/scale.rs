@@ -13,7 +13,6 @@ use super::figures::{Figure, Samples, Unit, median, percentile, written};
 use super::load::Connection;
 use super::program::Program;
 use super::rig::{Rig, Store, per_second};
-use crate::application::ports::Upkeep as _;
 use crate::domain::endpoint_settings::EndpointParts;
 use crate::infrastructure::postgres::tell_ready;
 

@@ -31,6 +31,7 @@ pub use server::{listen, serve};
 use self::error::ApiError;
 use self::operations::{BacklogSample, CircuitGauges};
 use super::postgres::Database;
+use crate::application::duties::Duties;
 use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
@@ -63,6 +64,7 @@ pub struct Operations {
     circuit_gauges: Arc<CircuitGauges>,
     ready_age_max: Duration,
     begun: Begun,
+    duties: Arc<Duties>,
 }
 
 impl Operations {
@@ -78,7 +80,15 @@ impl Operations {
             records,
             ready_age_max,
             begun: Begun::already(),
+            duties: Arc::default(),
         }
+    }
+
+    /// The process is not ready while one of these keeps failing.
+    #[must_use]
+    pub fn watching(mut self, duties: Arc<Duties>) -> Self {
+        self.duties = duties;
+        self
     }
 
     /// The API answers only after this.

@@ -121,7 +121,8 @@ pub struct HealthView {
 /// One thing that was looked at.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
-    /// `database`, `migrations`, `oldest_ready_delivery`, `held_deliveries` or `writes`.
+    /// `database`, `migrations`, `oldest_ready_delivery`, `held_deliveries`, `writes`, `duties` or
+    /// `start`.
     name: &'static str,
     /// `ok` or `failing`.
     status: &'static str,
@@ -158,7 +159,7 @@ pub async fn live() -> impl IntoResponse {
 }
 
 /// Whether the process can do its work: the database answers, its schema is new enough, what is written is committed,
-/// deliveries do not pile up.
+/// deliveries do not pile up, and nothing that is done over and over keeps failing.
 #[utoipa::path(get, path = "/health/ready", tag = TAG, responses(
     (status = 200, description = "Ready", body = HealthView),
     (status = 503, description = "Not ready", body = HealthView),
@@ -184,6 +185,7 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
                 checks.push(oldest_ready(&operations).await);
                 checks.push(held_deliveries(&operations).await);
                 checks.push(writes(&operations).await);
+                checks.push(duties(&operations));
             }
             if migrated && !operations.begun.has() {
                 checks.push(check(
@@ -202,6 +204,17 @@ async fn writes(operations: &Operations) -> CheckView {
         Ok(()) => check("writes", true, "are committed"),
         Err(reason) => check("writes", false, reason),
     }
+}
+
+/// What the process does over and over: promotion, upkeep.
+fn duties(operations: &Operations) -> CheckView {
+    const NAME: &str = "duties";
+    let failing = operations.duties.that_keep_failing();
+    if failing.is_empty() {
+        return check(NAME, true, "are done");
+    }
+    let failing: Vec<String> = failing.iter().map(|(duty, error)| format!("{duty}: {error}")).collect();
+    check(NAME, false, format!("keep failing: {}", failing.join("; ")))
 }
 
 /// How long a check waits for the database: whoever asks has little patience.

@@ -14,7 +14,7 @@ use super::Api;
 use super::docs::BodyProblems;
 use super::error::ApiError;
 use super::extract::{ApiJson, ApiPath, ApiQuery, OptionalApiJson};
-use crate::application::manage_deliveries::{Replay, ReplayTarget};
+use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::contract::deliveries::DeliveryView;
 use crate::contract::events::{EventBody, ReceiptView};
@@ -24,6 +24,7 @@ use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::{EventType, parse_time};
 use crate::domain::invalid::{Faults, Invalid};
+use crate::domain::replay::ReplayTarget;
 
 const TAG: &str = "webhooks";
 /// Items of a page, if the caller does not say.

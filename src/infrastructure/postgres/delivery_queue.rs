@@ -1,19 +1,21 @@
 //! The queue's hot path. The statements are functions of the schema, which pins their plans; see the migrations.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use super::floors::{Floor, Found, Line};
 use super::{Database, ENGINE_LIMIT, SCAN_LIMIT, from_micros, inconsistent, lacks_archive, micros, within};
 use crate::application::ports::{
-    Claim, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, UnusedLease, Upkeep as _,
+    Claim, Claimed, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, UnusedLease,
 };
+use crate::application::workers::ledger::Rooms;
 use crate::domain::delivery::{
-    FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, WorkerId,
+    FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, Work, WorkerId,
 };
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::{DeadLetterReason, Verdict};
@@ -27,9 +29,10 @@ impl DeliveryQueue for Database {
             let d = i.delivery;
             (d.config_id, d.event_type, d.replay_of, &d.event_id)
         });
-        let told = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
-        let stored =
-            |incoming: &Incoming<'_>| told.get(&incoming.delivery.queue_id.get()).copied().unwrap_or(STORED);
+        let exceptions = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
+        let stored = |incoming: &Incoming<'_>| {
+            exceptions.get(&incoming.delivery.queue_id.get()).copied().unwrap_or(STORED)
+        };
         let stored: Vec<_> = deliveries.iter().map(stored).collect();
         // events that were known already are read, not written
         if stored.iter().any(|stored| matches!(stored, Stored::New { .. })) {
@@ -66,69 +69,28 @@ impl DeliveryQueue for Database {
         Ok(released.unsigned_abs())
     }
 
-    async fn claim(&self, claim: &Claim) -> Result<Vec<LeasedDelivery>, StoreError> {
-        let workers: Vec<&str> = claim.worker_ids.iter().map(WorkerId::as_str).collect();
-        let (listed, rooms): (Vec<i64>, Vec<i32>) = claim
-            .rooms
-            .listed
-            .iter()
-            .map(|(endpoint, room)| (endpoint.get(), i32::try_from(*room).unwrap_or(i32::MAX)))
-            .unzip();
-        // as webhook_claim has it
-        let (floor_keys, floors): (Vec<i64>, Vec<DateTime<Utc>>) = claim
-            .floors
-            .iter()
-            .map(|(endpoint, priority, floor)| (endpoint.get() * 4 + i64::from(priority.get()), *floor))
-            .unzip();
-        // before the leases begin, so that no attempt is thought to have more time than it has
-        let claimed_at = Instant::now();
-        let rows = within!(self.engine, ENGINE_LIMIT, |connection| {
-            sqlx::query!(
-            r#"-- queue.claim
-            select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
-                   event_id as "event_id!", webhook_url as "webhook_url!",
-                   traceparent, retry_count as "retry_count!", max_retries as "max_retries!", worker_id as "worker_id!",
-                   locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!",
-                   priority as "priority!", ready_since as "ready_since!",
-                   probe as "probe!", in_flight_limited as "in_flight_limited!", starts_in_us
-            from webhook_claim($1, $2 * interval '1 microsecond', $3, $4, $5, $6, $7, $8, $9)"#,
-            &workers as &[&str],
-            // the operator takes a double; a lease is exact in it
-            claim.lease.as_secs_f64() * 1e6,
-            claim.after.map_or(0, EndpointId::get),
-            claim.held,
-            i32::try_from(claim.rooms.share).unwrap_or(i32::MAX),
-            &listed,
-            &rooms,
-            &floor_keys,
-            &floors,
-        )
-        .fetch_all(&mut *connection)
-        })?;
-        let answered_at = Instant::now();
-        let deliveries = rows.into_iter().map(|row| {
-            Ok(LeasedDelivery {
-                queue_id: QueueId::new(row.queue_id),
-                lease: Lease { worker_id: WorkerId::from_stored(&row.worker_id), locked_at: row.locked_at },
-                config_id: EndpointId::from_stored(row.config_id),
-                config_revision: row.config_revision,
-                event_id: row.event_id,
-                webhook_url: row.webhook_url,
-                traceparent: row.traceparent,
-                attempt: u8::try_from(row.retry_count).map_err(inconsistent)?,
-                max_retries: u8::try_from(row.max_retries).map_err(inconsistent)?,
-                abandoned_for: row.abandoned_at.map(|at| (row.locked_at - at).to_std().unwrap_or_default()),
-                waited: from_micros(row.waited_us),
-                priority: Priority::parse("priority", row.priority.into()).map_err(inconsistent)?,
-                ready_since: row.ready_since,
-                probe: row.probe,
-                in_flight_limited: row.in_flight_limited,
-                // late rather than early: the store counted from a moment before its answer
-                starts_at: row.starts_in_us.map(|us| answered_at + from_micros(us)),
-                claimed_at,
-            })
-        });
-        deliveries.collect()
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let floors = self.floors().for_claim();
+        let (found, deliveries): (Vec<Found>, _) =
+            self.take_leases(claim, &floors, Endpoints::Open).await?.into_iter().unzip();
+        let look_again = self.floors().learn(&floors, claim.worker_ids.len(), &claim.rooms, &found);
+        Ok(Claimed { deliveries, look_again })
+    }
+
+    async fn take_over_held(
+        &self,
+        worker: &WorkerId,
+        lease_term: Duration,
+        limit: usize,
+    ) -> Result<Vec<LeasedDelivery>, StoreError> {
+        let claim = Claim {
+            worker_ids: vec![worker.clone(); limit],
+            lease_term,
+            after: None,
+            rooms: Rooms { limit, share: limit, listed: vec![] },
+        };
+        let taken = self.take_leases(&claim, &[], Endpoints::Held).await?;
+        Ok(taken.into_iter().map(|(_, delivery)| delivery).collect())
     }
 
     async fn settle(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<Settled>, StoreError> {
@@ -192,7 +154,96 @@ impl DeliveryQueue for Database {
     }
 }
 
+/// From which endpoints to take leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoints {
+    /// Those whose deliveries may be attempted.
+    Open,
+    /// Those that are held: their expired leases alone.
+    Held,
+}
+
 impl Database {
+    async fn take_leases(
+        &self,
+        claim: &Claim,
+        floors: &[Floor],
+        endpoints: Endpoints,
+    ) -> Result<Vec<(Found, LeasedDelivery)>, StoreError> {
+        let workers: Vec<&str> = claim.worker_ids.iter().map(WorkerId::as_str).collect();
+        let (listed, rooms): (Vec<i64>, Vec<i32>) = claim
+            .rooms
+            .listed
+            .iter()
+            .map(|(endpoint, room)| (endpoint.get(), i32::try_from(*room).unwrap_or(i32::MAX)))
+            .unzip();
+        let (floor_keys, floors): (Vec<i64>, Vec<DateTime<Utc>>) =
+            floors.iter().map(|floor| (floor.key(), floor.ready_since)).unzip();
+        // before the leases begin, so that no attempt is thought to have more time than it has
+        let claimed_at = Instant::now();
+        let rows = within!(self.engine, ENGINE_LIMIT, |connection| {
+            sqlx::query!(
+            r#"-- queue.claim
+            select queue_id as "queue_id!", config_id as "config_id!", config_revision as "config_revision!",
+                   event_id as "event_id!", webhook_url as "webhook_url!",
+                   traceparent, retry_count as "retry_count!", max_retries as "max_retries!", worker_id as "worker_id!",
+                   locked_at as "locked_at!", abandoned_at, waited_us as "waited_us!",
+                   priority as "priority!", ready_since as "ready_since!",
+                   probe as "probe!", in_flight_limited as "in_flight_limited!", starts_in_us
+            from webhook_claim($1, $2 * interval '1 microsecond', $3, $4, $5, $6, $7, $8, $9)"#,
+            &workers as &[&str],
+            // the operator takes a double; a lease term is exact in it
+            claim.lease_term.as_secs_f64() * 1e6,
+            claim.after.map_or(0, EndpointId::get),
+            endpoints == Endpoints::Held,
+            i32::try_from(claim.rooms.share).unwrap_or(i32::MAX),
+            &listed,
+            &rooms,
+            &floor_keys,
+            &floors,
+        )
+        .fetch_all(&mut *connection)
+        })?;
+        let answered_at = Instant::now();
+        let taken = rows.into_iter().map(|row| {
+            let config_id = EndpointId::from_stored(row.config_id);
+            let priority = Priority::parse("priority", row.priority.into()).map_err(inconsistent)?;
+            let found = Found {
+                line: Line { endpoint: config_id, priority },
+                ready_since: row.ready_since,
+                is_limited: row.in_flight_limited || row.starts_in_us.is_some(),
+            };
+            let work = match row.abandoned_at {
+                Some(at) => {
+                    Work::RecordLoss { leased_for: (row.locked_at - at).to_std().unwrap_or_default() }
+                }
+                None => Work::Attempt {
+                    waited: from_micros(row.waited_us),
+                    // late rather than early: the database counted from a moment before its answer
+                    starts_at: row.starts_in_us.map(|us| answered_at + from_micros(us)),
+                },
+            };
+            let delivery = LeasedDelivery {
+                queue_id: QueueId::new(row.queue_id),
+                lease: Lease { worker_id: WorkerId::from_stored(&row.worker_id), locked_at: row.locked_at },
+                config_id,
+                config_revision: row.config_revision,
+                event_id: row.event_id,
+                webhook_url: row.webhook_url,
+                traceparent: row.traceparent,
+                attempt: u8::try_from(row.retry_count).map_err(inconsistent)?,
+                max_retries: u8::try_from(row.max_retries).map_err(inconsistent)?,
+                priority,
+                probe: row.probe,
+                in_flight_limited: row.in_flight_limited,
+                claimed_at,
+                work,
+            };
+            Ok((found, delivery))
+        });
+        taken.collect()
+    }
+
     async fn settle_once(&self, attempts: &[&FinishedAttempt]) -> Result<Written, StoreError> {
         within!(self.engine, ENGINE_LIMIT, |connection| settle_all(&mut connection, attempts))
     }
@@ -251,7 +302,7 @@ async fn insert(
     }
     let (workers, leases): (Vec<Option<&str>>, Vec<Option<i64>>) = deliveries
         .iter()
-        .map(|incoming| incoming.lease.map(|(worker, lease)| (worker.as_str(), micros(lease))).unzip())
+        .map(|incoming| incoming.lease.map(|wanted| (wanted.worker_id.as_str(), micros(wanted.term))).unzip())
         .unzip();
     let rows = sqlx::query!(
         r#"-- queue.enqueue

@@ -14,10 +14,10 @@ use sqlx::{Connection as _, FromRow, PgConnection, Postgres, QueryBuilder, Row a
 
 use super::{Database, REQUEST_LIMIT, from_micros, inconsistent, lacks_archive, scan, within};
 use crate::application::ports::{
-    Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError, Upkeep as _,
+    Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError,
 };
 use crate::domain::attempt::Attempt;
-use crate::domain::delivery::{Delivery, DeliveryStatus, QueueId};
+use crate::domain::delivery::{Delivery, DeliveryState, DeliveryStatus, Priority, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::RETRIES_MAX;
 use crate::domain::statistics::{DurationCounts, HeldBy};
@@ -432,8 +432,6 @@ struct DeliveryRow(Delivery);
 
 impl FromRow<'_, PgRow> for DeliveryRow {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        let status: String = row.try_get("status")?;
-        let status: DeliveryStatus = status.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
         let Json(url_params) = row.try_get("url_params")?;
         let mut attempts = Vec::new();
         for number in 0..=RETRIES_MAX {
@@ -460,21 +458,37 @@ impl FromRow<'_, PgRow> for DeliveryRow {
             config_id: EndpointId::from_stored(row.try_get("config_id")?),
             webhook_url: row.try_get("webhook_url")?,
             url_params,
-            status,
-            status_reason: row.try_get("status_reason")?,
-            priority: row.try_get("priority")?,
-            retry_count: row.try_get("retry_count")?,
-            max_retries: row.try_get("max_retries")?,
-            next_retry_at: if status.is_terminal() { None } else { row.try_get("next_retry_at")? },
+            state: state_of(row)?,
+            priority: Priority::parse("priority", row.try_get::<i16, _>("priority")?.into())
+                .map_err(undecodable)?,
+            retry_count: u8::try_from(row.try_get::<i16, _>("retry_count")?).map_err(undecodable)?,
+            max_retries: u8::try_from(row.try_get::<i16, _>("max_retries")?).map_err(undecodable)?,
             correlation_id: row.try_get("correlation_id")?,
             traceparent: row.try_get("traceparent")?,
             replay_of: row.try_get::<Option<Uuid>, _>("replay_of")?.map(QueueId::new),
             created_at: row.try_get("created_at")?,
-            completed_at: row.try_get("completed_at")?,
             failed_probes: row.try_get::<Option<i32>, _>("failed_probes")?.unwrap_or_default().unsigned_abs(),
             attempts,
         }))
     }
+}
+
+/// The status, with the columns that the constraints of the table demand for it.
+fn state_of(row: &PgRow) -> sqlx::Result<DeliveryState> {
+    let status: DeliveryStatus = row.try_get::<&str, _>("status")?.parse().map_err(undecodable)?;
+    let next_retry_at = || row.try_get("next_retry_at");
+    let (at, reason) = (|| row.try_get("completed_at"), || row.try_get("status_reason"));
+    Ok(match status {
+        DeliveryStatus::Pending => DeliveryState::Pending { next_retry_at: next_retry_at()? },
+        DeliveryStatus::Processing => DeliveryState::Processing { next_retry_at: next_retry_at()? },
+        DeliveryStatus::Completed => DeliveryState::Completed { at: at()? },
+        DeliveryStatus::Failed => DeliveryState::Failed { at: at()?, reason: reason()? },
+        DeliveryStatus::Cancelled => DeliveryState::Cancelled { at: at()?, reason: reason()? },
+    })
+}
+
+fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
 }
 
 /// A failed probe, as a row of `webhook_probes` in JSON.

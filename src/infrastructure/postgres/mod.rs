@@ -4,15 +4,16 @@ mod circuits;
 mod delivery_queue;
 mod delivery_records;
 mod endpoints;
+mod floors;
 mod notifications;
 mod pool;
 mod schema;
 mod trouble;
-mod upkeep;
+pub mod upkeep;
 mod writability;
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::error::DatabaseError;
@@ -25,6 +26,7 @@ pub use notifications::{Listening, announce_ready, listen_for_ready, tell_ready}
 pub use schema::MIGRATIONS;
 pub use trouble::Trouble;
 
+use self::floors::KnownFloors;
 use self::pool::{Pool, Reason};
 use self::schema::Access;
 use self::writability::Writability;
@@ -57,6 +59,7 @@ pub struct Database {
     reason: Arc<Reason>,
     writability: Arc<Writability>,
     scans: Arc<Semaphore>,
+    floors: Arc<Mutex<KnownFloors>>,
 }
 
 impl Database {
@@ -79,6 +82,7 @@ impl Database {
             access,
             reason,
             scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)),
+            floors: Arc::default(),
         }
     }
 
@@ -137,6 +141,11 @@ impl Database {
     pub fn pool_use(&self) -> [(&'static str, u32, usize); 2] {
         [("requests", &self.requests), ("engine", &self.engine)]
             .map(|(name, pool)| (name, pool.size(), pool.num_idle()))
+    }
+
+    fn floors(&self) -> MutexGuard<'_, KnownFloors> {
+        // a panic elsewhere leaves plain hints behind
+        self.floors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes all connections.

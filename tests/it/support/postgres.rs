@@ -34,7 +34,7 @@ async fn server() -> PgConnectOptions {
         connection.close().await.unwrap();
         let database = Database::new(connect.clone().database(TEMPLATE), 1);
         database.migrate().await.unwrap();
-        webhook_processor::application::ports::Upkeep::ensure_archives(&database).await.unwrap();
+        database.ensure_archives().await.unwrap();
         database.close().await;
         connect
     });

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use webhook_processor::infrastructure::service::{Patience, ReadyDatabase, Role, run_on};
+use webhook_processor::infrastructure::ready_database::{Patience, ReadyDatabase};
+use webhook_processor::infrastructure::service::{Role, run_on};
 use webhook_processor::infrastructure::settings::Settings;
 use webhook_processor::infrastructure::telemetry;
 

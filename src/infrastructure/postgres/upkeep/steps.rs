@@ -1,11 +1,9 @@
-//! Archives, statistics and clearing up: functions of the schema, called from time to time.
+//! The steps of upkeep. Each is a function of the schema, which sees to it that no work is done twice.
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
-use super::{Database, SCAN_LIMIT, within};
-use crate::application::ports::{Forgetting, StoreError, Upkeep};
+use super::super::{Database, SCAN_LIMIT, within};
+use crate::application::ports::StoreError;
 
 /// How many days of archives are made ahead.
 const ARCHIVE_DAYS_AHEAD: i32 = 7;
@@ -22,9 +20,20 @@ const COUNT_TRANSACTIONS: i64 = 2_000;
 /// How long it may take to index an archive, or to number the transactions of all archives anew after a restore.
 const REWRITE_LIMIT: Duration = Duration::from_mins(30);
 
-#[async_trait]
-impl Upkeep for Database {
-    async fn ensure_archives(&self) -> Result<u64, StoreError> {
+/// How far archives that were taken out are forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forgetting {
+    /// How many keys of events and replays were forgotten.
+    pub keys: u64,
+    /// The archives that were dropped.
+    pub dropped: Vec<String>,
+    /// Whether more is left to do.
+    pub left: bool,
+}
+
+impl Database {
+    /// Makes sure that there are archives for today and the days ahead. Answers how many were made.
+    pub async fn ensure_archives(&self) -> Result<u64, StoreError> {
         let made = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.ensure_archives
             select webhook_ensure_archives($1) as "made!""#,
@@ -34,7 +43,8 @@ impl Upkeep for Database {
         Ok(u64::from(made.unsigned_abs()))
     }
 
-    async fn index_closed_archives(&self) -> Result<u64, StoreError> {
+    /// Indexes the archives whose day is over. Answers how many.
+    pub async fn index_closed_archives(&self) -> Result<u64, StoreError> {
         let mut total = 0;
         while within!(self.engine, REWRITE_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.index_closed_archive
@@ -47,7 +57,9 @@ impl Upkeep for Database {
         Ok(total)
     }
 
-    async fn retire_archives(&self, retention: Duration) -> Result<Vec<String>, StoreError> {
+    /// Takes archives that are older than `retention` out of the queue: nothing in them is found, replayed or shown any
+    /// more. Takes out a few in an hour at most. Answers their names.
+    pub async fn retire_archives(&self, retention: Duration) -> Result<Vec<String>, StoreError> {
         within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.retire_archives
             select webhook_retire_archives($1 * interval '1 second', $2) as "archive!""#,
@@ -57,7 +69,10 @@ impl Upkeep for Database {
         .fetch_all(&mut *connection))
     }
 
-    async fn forget_retired(&self) -> Result<Forgetting, StoreError> {
+    /// Forgets, in small steps, what guarded the deliveries of archives that were taken out: the keys of their events and
+    /// replays, and their failed probes; then drops the archives. Each step is a transaction, and a bounded number of them
+    /// is done.
+    pub async fn forget_retired(&self) -> Result<Forgetting, StoreError> {
         let mut forgetting = Forgetting::default();
         for _ in 0..FORGETTING_STEPS {
             let step = within!(self.engine, SCAN_LIMIT, |connection| {
@@ -78,7 +93,8 @@ impl Upkeep for Database {
         Ok(Forgetting { left: true, ..forgetting })
     }
 
-    async fn forget_statistics(&self) -> Result<u64, StoreError> {
+    /// Forgets the statistics of archives that were taken out. Answers how many rows.
+    pub async fn forget_statistics(&self) -> Result<u64, StoreError> {
         let forgotten = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.forget_statistics
             select webhook_forget_statistics() as "forgotten!""#
@@ -87,7 +103,9 @@ impl Upkeep for Database {
         Ok(forgotten.unsigned_abs())
     }
 
-    async fn count_statistics(&self, recent: Duration) -> Result<u64, StoreError> {
+    /// Counts what was settled since the last time, unless another process does, or has counted what was settled within
+    /// `recent`. Answers how many deliveries.
+    pub async fn count_statistics(&self, recent: Duration) -> Result<u64, StoreError> {
         let counted = self.count_what_was_settled(recent).await?;
         if counted > 0 {
             within!(self.engine, SCAN_LIMIT, |connection| sqlx::query!(
@@ -99,7 +117,8 @@ impl Upkeep for Database {
         Ok(counted)
     }
 
-    async fn coarsen_statistics(&self) -> Result<u64, StoreError> {
+    /// Merges old statistics into longer periods. Answers how many rows.
+    pub async fn coarsen_statistics(&self) -> Result<u64, StoreError> {
         let merged = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.coarsen_statistics
             select webhook_coarsen_statistics() as "merged!""#
@@ -108,7 +127,8 @@ impl Upkeep for Database {
         Ok(merged.unsigned_abs())
     }
 
-    async fn cancel_orphans(&self) -> Result<u64, StoreError> {
+    /// Cancels a bounded number of open deliveries of deleted endpoints. Answers how many.
+    pub async fn cancel_orphans(&self) -> Result<u64, StoreError> {
         let cancelled = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.cancel_orphans
             select webhook_cancel_orphans($1) as "cancelled!""#,
@@ -119,9 +139,7 @@ impl Upkeep for Database {
         metrics::counter!("webhook_deliveries_total", "status" => "cancelled").increment(cancelled);
         Ok(cancelled)
     }
-}
 
-impl Database {
     async fn count_what_was_settled(&self, mut recent: Duration) -> Result<u64, StoreError> {
         let (mut total, mut step) = (0, COUNT_TRANSACTIONS);
         loop {

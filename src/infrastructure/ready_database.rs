@@ -1,0 +1,185 @@
+//! The database that the settings name, opened for a command or a service: an external one, or a private server.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
+use super::postgres::{Database, Listening};
+use super::settings::Settings;
+use crate::application::backoff::Backoff;
+
+/// Waits between tries to reach the database at start.
+const DATABASE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+/// How often the private server is looked at.
+const EMBEDDED_CHECK_EVERY: Duration = Duration::from_secs(2);
+
+/// What a command wants of the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To read: on a standby, too, and as a role that may do nothing else.
+    Read,
+    /// To write, with the schema that is there.
+    Write,
+    /// To bring the schema up to date first, and to make the private database if there is none.
+    Migrate,
+}
+
+/// Whether to wait for a database that is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it takes: a service.
+    Endless,
+    /// Not at all: a command that someone waits for.
+    None,
+}
+
+/// A database for use: an external one, or the private one.
+pub struct ReadyDatabase {
+    /// Its pools.
+    pub database: Database,
+    /// For LISTEN.
+    pub listening: Listening,
+    embedded: Option<Embedded>,
+    /// Whether its schema was looked at and is as new as it must be.
+    pub(super) is_prepared: bool,
+}
+
+/// The private server.
+struct Embedded {
+    options: EmbeddedOptions,
+    server: EmbeddedPostgres,
+}
+
+impl ReadyDatabase {
+    /// Prepares pools, starting the private server if there is no other database. An external one need not be there yet.
+    pub(super) async fn open(settings: &Settings, may_create: bool) -> anyhow::Result<Self> {
+        let (options, setting, embedded) = if let Some(options) = &settings.database {
+            (options.clone(), "DATABASE_URL", None)
+        } else {
+            let options = EmbeddedOptions {
+                directory: settings.data_dir.join("postgres"),
+                durable: true,
+                binaries: None,
+            };
+            if !may_create && !EmbeddedPostgres::exists(&options)? {
+                bail!(
+                    "no DATABASE_URL is set, and there is no private database in {} here: set DATABASE_URL or DATA_DIR, go to \
+                     the directory where the server was started, or start one with webhook-processor serve",
+                    settings.data_dir.display()
+                );
+            }
+            let server = EmbeddedPostgres::start(&options).await?;
+            info!("private PostgreSQL; look inside with: {}", server.psql_command());
+            (server.connect_options(), "DATA_DIR", Some(Embedded { options, server }))
+        };
+        let mut database = Database::reached_by(options.clone(), setting, settings.request_connections);
+        let listening = match settings.listen_database.clone().filter(|_| embedded.is_none()) {
+            Some(direct) => {
+                database = database.migrating_by(direct.clone());
+                Listening::new(direct, "LISTEN_DATABASE_URL")
+            }
+            None => Listening::new(options, setting),
+        };
+        Ok(Self { database, listening, embedded, is_prepared: false })
+    }
+
+    /// Opens the database for a command, or refuses with a sentence that says why.
+    pub async fn open_for(settings: &Settings, purpose: Purpose) -> anyhow::Result<Self> {
+        let ready = Self::open(settings, purpose == Purpose::Migrate).await?;
+        let checked = match purpose {
+            Purpose::Read => ready.database.require_readable().await,
+            Purpose::Write => ready.database.require_writable().await,
+            Purpose::Migrate => ready.database.migrate().await,
+        };
+        if let Err(trouble) = checked {
+            ready.close().await;
+            return Err(trouble.into());
+        }
+        Ok(ready)
+    }
+
+    /// Opens the database and brings its schema up to date. Waits for one that is away as `patience` says, until `stop`.
+    pub async fn prepare(
+        settings: &Settings,
+        stop: &CancellationToken,
+        patience: Patience,
+    ) -> anyhow::Result<Self> {
+        let mut ready = Self::open(settings, true).await?;
+        if let Err(error) = ready.migrate(stop, patience).await {
+            ready.close().await;
+            return Err(error);
+        }
+        ready.is_prepared = true;
+        Ok(ready)
+    }
+
+    pub(super) async fn migrate(&self, stop: &CancellationToken, patience: Patience) -> anyhow::Result<()> {
+        let mut backoff = DATABASE_BACKOFF;
+        loop {
+            let migrated = tokio::select! {
+                migrated = self.database.migrate() => migrated,
+                () = stop.cancelled() => bail!("stopped before the database was there"),
+            };
+            let Err(trouble) = migrated else { return Ok(()) };
+            if patience == Patience::None || !trouble.passes() {
+                return Err(trouble.into());
+            }
+            let pause = backoff.pause();
+            warn!("{trouble}; trying again in {} s", pause.as_secs_f32());
+            tokio::select! {
+                () = stop.cancelled() => bail!("stopped before the database was there"),
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Starts the private server again after it has died, until `stop`: nobody else would. `None` if there is none.
+    pub(super) fn keeper(&self, stop: CancellationToken) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let options = self.embedded.as_ref()?.options.clone();
+        Some(keep_running(options, self.database.clone(), stop))
+    }
+
+    /// Closes the pools and stops the private server, if nobody else uses it.
+    pub async fn close(self) {
+        self.database.close().await;
+        if let Some(Embedded { server, .. }) = self.embedded
+            && let Err(error) = server.stop().await
+        {
+            warn!(error = format!("{error:#}"), "the private PostgreSQL could not be stopped");
+        }
+    }
+}
+
+async fn keep_running(options: EmbeddedOptions, database: Database, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(EMBEDDED_CHECK_EVERY) => {}
+        }
+        if database.is_migrated().await.is_ok() {
+            continue;
+        }
+        // joins the server if it runs after all
+        let started = tokio::select! {
+            () = stop.cancelled() => return,
+            started = EmbeddedPostgres::start(&options) => started,
+        };
+        match started {
+            // this process uses it anyway, so this stops nothing
+            Ok(second_hold) => match second_hold.stop().await {
+                Ok(_) => warn!("the private PostgreSQL did not answer, and was started again if it had died"),
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "the private PostgreSQL is in a strange state");
+                }
+            },
+            Err(error) => error!(
+                error = format!("{error:#}"),
+                "the private PostgreSQL has died and cannot be started; trying again"
+            ),
+        }
+    }
+}
