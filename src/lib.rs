@@ -5,11 +5,13 @@
 //! [attempt](domain::attempt) is one HTTP request of a delivery. Workers take [leases](domain::delivery::Lease) on
 //! deliveries in batches, make the attempts, and settle them in batches.
 //!
-//! Three layers, and the arrow points inward: [`infrastructure`] knows [`application`], which knows [`domain`].
+//! Three layers, and the arrow points inward: [`infrastructure`] knows [`application`], which knows [`domain`]. The API and the
+//! command line share the [`contract`].
 //! To read the code, begin with [`domain::delivery`], [`domain::retry`], [`application::enqueue`],
 //! [`application::deliver`] and [`application::workers`], then `schema/functions/webhook_claim.sql`.
 
 pub mod application;
 pub mod cli;
+pub mod contract;
 pub mod domain;
 pub mod infrastructure;

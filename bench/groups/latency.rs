@@ -10,7 +10,7 @@ use anyhow::ensure;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
-use webhook_processor::domain::endpoint::EndpointParts;
+use webhook_processor::domain::endpoint_settings::EndpointParts;
 
 use crate::BenchArgs;
 use crate::report::figures::{Figure, Samples, Unit, percentile};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use sqlx::Connection as _;
-use webhook_processor::domain::endpoint::EndpointParts;
+use webhook_processor::domain::endpoint_settings::EndpointParts;
 use webhook_processor::infrastructure::postgres::tell_ready;
 
 use super::drain::{drain, drain_fresh, fill_and_drain};

@@ -10,7 +10,8 @@ use super::ports::{CircuitStore, EndpointStore, StoreError};
 use super::wakeup::Wakeup;
 use crate::domain::address::AddressPolicy;
 use crate::domain::circuit::CircuitState;
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts, EndpointSettings, EndpointUrl};
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl};
+use crate::domain::endpoint_settings::{EndpointParts, EndpointSettings};
 use crate::domain::invalid::{Faults, Invalid};
 
 /// A change is given up after losing this many races against others.

@@ -12,7 +12,8 @@ use crate::domain::circuit::{Circuit, CircuitCommand};
 use crate::domain::delivery::{
     Delivery, DeliveryStatus, FinishedAttempt, LeasedDelivery, NewDelivery, QueueId, WorkerId,
 };
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointSettings};
+use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::endpoint_settings::EndpointSettings;
 use crate::domain::event::EventType;
 use crate::domain::statistics::Held;
 

@@ -6,9 +6,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 
 use super::output::{fields_table, plain, print_json, say, table};
+use crate::contract::configs::ConfigView;
 use crate::domain::circuit::CircuitParts;
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts};
-use crate::infrastructure::http::view::ConfigView;
+use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::endpoint_settings::EndpointParts;
 use crate::infrastructure::service::Application;
 
 /// How many configs are read at a time.

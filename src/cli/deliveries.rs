@@ -15,12 +15,13 @@ use super::configs::config_named;
 use super::output::{fields_table, plain, print_json, progress, say, table};
 use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
+use crate::contract::deliveries::DeliveryView;
+use crate::contract::events::{EventBody, ReceiptView};
+use crate::contract::statistics::{StatisticsView, parse_window};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::event::{Event, EventParts, parse_time};
 use crate::domain::replay::ReplayTarget;
 use crate::domain::url_params::UrlParams;
-use crate::infrastructure::http::parse_window;
-use crate::infrastructure::http::view::{DeliveryView, EventBody, ReceiptView, StatisticsView};
 use crate::infrastructure::postgres::{Database, tell_ready};
 use crate::infrastructure::service::Application;
 
@@ -123,7 +124,7 @@ async fn enqueue_lines(
         if line.trim().is_empty() {
             return Ok(None);
         }
-        let result = match EventBody::from_json(&line).and_then(|body| Ok(body.into_event(None)?)) {
+        let result = match event_of(&line) {
             Ok(event) => application.api.enqueue.accept_of_many(&event).await.map_err(anyhow::Error::from),
             Err(error) => Err(error),
         };
@@ -153,6 +154,10 @@ async fn enqueue_lines(
         bail!("{refused} events were refused");
     }
     Ok(())
+}
+
+fn event_of(line: &str) -> anyhow::Result<Event> {
+    Ok(EventBody::from_json(line.as_bytes())?.into_event(None)?)
 }
 
 fn lines_of(input: impl AsyncRead + Unpin) -> impl futures_util::Stream<Item = std::io::Result<String>> {

@@ -5,10 +5,12 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::attempt::ReceiverSign;
 use super::invalid::{Faults, Invalid};
-use super::millis;
+use super::{millis, present, serialize_millis};
 
 /// How far back attempts may count.
 const WINDOW_MS: (i64, i64) = (1_000, 3_600_000);
@@ -18,13 +20,25 @@ const ATTEMPTS_MIN: (i64, i64) = (1, 10_000);
 const COOLDOWN_MS: (i64, i64) = (100, 86_400_000);
 
 /// When an endpoint's circuit opens, and when it is probed.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct CircuitPolicy {
+    /// It opens when this share of attempts has failed; `null`: never by itself.
     failure_rate: Option<f64>,
+    /// How far back attempts count for that.
+    #[serde(rename = "window_ms", serialize_with = "serialize_millis")]
+    #[schema(value_type = u64)]
     window: Duration,
+    /// How many attempts it takes at least.
     attempts_min: u32,
+    /// With fewer than that, it opens when so many in a row have failed; `null`: never.
     failures_in_row: Option<u32>,
+    /// From the opening to the first probe; doubled after each failed probe.
+    #[serde(rename = "cooldown_ms", serialize_with = "serialize_millis")]
+    #[schema(value_type = u64)]
     cooldown: Duration,
+    /// Upper bound of that.
+    #[serde(rename = "cooldown_cap_ms", serialize_with = "serialize_millis")]
+    #[schema(value_type = u64)]
     cooldown_cap: Duration,
 }
 
@@ -43,22 +57,32 @@ impl Default for CircuitPolicy {
     }
 }
 
-/// The parts of a policy, unchecked, and the state that someone wants. Only what is there is changed.
-#[derive(Debug, Clone, Default)]
+/// The parts of a policy as they come in, unchecked, and the state that someone wants. Only what is there is changed.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = CircuitBody)]
 pub struct CircuitParts {
     /// `open` or `closed`.
     pub state: Option<String>,
-    /// Above 0 to 1; inner `None`: it never opens by itself.
+    /// It opens when this share of attempts has failed; `null`: never by itself.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<f64>, exclusive_minimum = 0, maximum = 1, default = 0.8, example = 0.8)]
     pub failure_rate: Option<Option<f64>>,
-    /// 1,000 to 3,600,000.
+    /// How far back attempts count for that.
+    #[schema(minimum = 1_000, maximum = 3_600_000, default = 60_000, example = 60_000)]
     pub window_ms: Option<i64>,
-    /// 1 to 10,000.
+    /// How many attempts it takes at least.
+    #[schema(minimum = 1, maximum = 10_000, default = 20, example = 20)]
     pub attempts_min: Option<i64>,
-    /// 1 to 10,000; inner `None`: failures in a row do not open it.
+    /// With fewer attempts than that, it opens when so many in a row have failed; `null`: never.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 10_000, default = 5, example = 5)]
     pub failures_in_row: Option<Option<i64>>,
-    /// 100 to `cooldown_cap_ms`.
+    /// From the opening to the first probe, doubled after each failed probe. It must not be above `cooldown_cap_ms`.
+    #[schema(minimum = 100, maximum = 86_400_000, default = 5_000, example = 5_000)]
     pub cooldown_ms: Option<i64>,
-    /// `cooldown_ms` to 86,400,000.
+    /// Upper bound of that.
+    #[schema(minimum = 100, maximum = 86_400_000, default = 300_000, example = 300_000)]
     pub cooldown_cap_ms: Option<i64>,
 }
 
@@ -134,9 +158,10 @@ impl CircuitPolicy {
 }
 
 /// Whether deliveries are let through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CircuitState {
     /// All are.
+    #[default]
     Closed,
     /// None is.
     Open,
@@ -195,8 +220,8 @@ impl CircuitCommand {
 /// Why a circuit is open that someone opened.
 pub const OPENED_BY_HAND: &str = "opened by hand";
 
-/// An endpoint's circuit as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An endpoint's circuit as it is; by default one that has never opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Circuit {
     /// Whether deliveries are let through.
     pub state: CircuitState,

@@ -45,7 +45,7 @@ impl FromStr for QueueId {
 }
 
 /// Which deliveries go first: 0 (critical) to 3 (low).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct Priority(u8);
 
 impl Priority {

@@ -2,31 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
 use url::Url;
 
-use super::circuit::{Circuit, CircuitCommand, CircuitParts, CircuitPolicy};
-use super::delivery::Priority;
+use super::circuit::Circuit;
+use super::endpoint_settings::EndpointSettings;
 use super::event::EventType;
-use super::invalid::{Faults, Invalid, bounded_text};
-use super::retry::RetryPolicy;
+use super::invalid::{Faults, Invalid};
 
-/// The longest name, in characters.
-pub const NAME_CHARS_MAX: usize = 200;
 /// The longest URL of an endpoint, in bytes.
 pub const ENDPOINT_URL_BYTES_MAX: usize = 2000;
 /// The most request headers that an endpoint may add.
 pub const HEADERS_MAX: usize = 20;
 /// The longest value of such a header, in bytes.
 pub const HEADER_VALUE_BYTES_MAX: usize = 2000;
-/// The longest that one attempt may take.
-pub const TIMEOUT_MAX: Duration = Duration::from_mins(5);
-/// The highest limit of attempts under way at a time.
-pub const MAX_IN_FLIGHT_MAX: u32 = 10_000;
-/// The highest limit of attempts begun in a second.
-pub const RATE_LIMIT_MAX: u32 = 100_000;
 
 /// Headers that the sender or the connection owns.
 const RESERVED_HEADERS: [&str; 14] = [
@@ -118,8 +109,15 @@ impl EndpointUrl {
     }
 }
 
-/// Request headers that an endpoint adds, by lower-case name. Values may be credentials and are not shown by `Debug`.
-#[derive(Clone, Default, PartialEq, Eq)]
+impl Serialize for EndpointUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// Request headers that an endpoint adds, by lower-case name. Values may be credentials: they are stored and shown to callers
+/// of the API, but not by `Debug`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ExtraHeaders(BTreeMap<String, String>);
 
 impl ExtraHeaders {
@@ -159,11 +157,6 @@ impl ExtraHeaders {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
-
-    /// As a map, for the API and the store.
-    pub fn as_map(&self) -> &BTreeMap<String, String> {
-        &self.0
-    }
 }
 
 impl fmt::Debug for ExtraHeaders {
@@ -175,183 +168,6 @@ impl fmt::Debug for ExtraHeaders {
 /// A byte of a `token` (RFC 9110, section 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// What can be chosen of an endpoint.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EndpointSettings {
-    /// For people.
-    pub name: String,
-    /// Where `+credit` events go.
-    pub postback_url: Option<EndpointUrl>,
-    /// Where `-debit` events go.
-    pub chargeback_url: Option<EndpointUrl>,
-    /// Added to each request.
-    pub headers: ExtraHeaders,
-    /// Limit of one attempt, from connect to the end of the body.
-    pub timeout: Duration,
-    /// How often, and how long after, a failed attempt is repeated.
-    pub retry: RetryPolicy,
-    /// For events that name none.
-    pub priority: Priority,
-    /// How many attempts may be under way at a time, in all processes together.
-    pub max_in_flight: Option<u32>,
-    /// How many attempts may begin in a second, in all processes together.
-    pub rate_limit_per_second: Option<u32>,
-    /// When its circuit opens, and when it is probed.
-    pub circuit: CircuitPolicy,
-    /// Whether deliveries may be attempted.
-    pub enabled: bool,
-}
-
-/// The parts of an endpoint's settings, unchecked. Also what a change may contain: only what is there is changed.
-#[derive(Debug, Clone, Default)]
-pub struct EndpointParts {
-    /// 1 to 200 characters.
-    pub name: Option<String>,
-    /// An http or https URL; inner `None` removes it.
-    pub postback_url: Option<Option<String>>,
-    /// An http or https URL; inner `None` removes it.
-    pub chargeback_url: Option<Option<String>>,
-    /// Name to value; replaces all.
-    pub headers: Option<BTreeMap<String, String>>,
-    /// 1 to 300,000.
-    pub timeout_ms: Option<i64>,
-    /// 0 to 6.
-    pub max_retries: Option<i64>,
-    /// 1 to `retry_cap_ms`.
-    pub retry_base_ms: Option<i64>,
-    /// `retry_base_ms` to 86,400,000.
-    pub retry_cap_ms: Option<i64>,
-    /// 0 to below 1.
-    pub retry_jitter: Option<f64>,
-    /// 0 to 3.
-    pub priority: Option<i64>,
-    /// 1 to 10,000; inner `None` removes it.
-    pub max_in_flight: Option<Option<i64>>,
-    /// 1 to 100,000; inner `None` removes it.
-    pub rate_limit_per_second: Option<Option<i64>>,
-    /// The policy of its circuit, and the state that it is put into by hand.
-    pub circuit: CircuitParts,
-    /// Whether deliveries may be attempted.
-    pub enabled: Option<bool>,
-}
-
-impl EndpointParts {
-    /// What is done to the circuit by hand, if anything.
-    pub fn circuit_command(&self) -> Result<Option<CircuitCommand>, Invalid> {
-        self.circuit.state.as_deref().map(CircuitCommand::parse).transpose()
-    }
-}
-
-impl EndpointSettings {
-    /// Its URLs, with the names of their fields.
-    pub fn urls(&self) -> impl Iterator<Item = (&'static str, &EndpointUrl)> {
-        let urls = [("postback_url", &self.postback_url), ("chargeback_url", &self.chargeback_url)];
-        urls.into_iter().filter_map(|(field, url)| Some((field, url.as_ref()?)))
-    }
-
-    /// Those of its URLs that `before` did not have in the same field.
-    pub fn urls_that_differ(&self, before: &Self) -> Vec<(&'static str, &EndpointUrl)> {
-        self.urls().filter(|url| before.urls().all(|known| known != *url)).collect()
-    }
-
-    /// Checks all parts and reports all faults at once; what is missing has its default.
-    pub fn parse(parts: EndpointParts) -> Result<Self, Invalid> {
-        let unnamed = Self {
-            name: String::new(),
-            postback_url: None,
-            chargeback_url: None,
-            headers: ExtraHeaders::default(),
-            timeout: Duration::from_secs(30),
-            retry: RetryPolicy::default(),
-            priority: Priority::default(),
-            max_in_flight: None,
-            rate_limit_per_second: None,
-            circuit: CircuitPolicy::default(),
-            enabled: true,
-        };
-        unnamed.changed(parts)
-    }
-
-    /// These settings with `parts` in place of what they name.
-    pub fn changed(&self, parts: EndpointParts) -> Result<Self, Invalid> {
-        let mut faults = Faults::default();
-        let name = parts.name.unwrap_or_else(|| self.name.clone());
-        faults.note(bounded_text("name", &name, NAME_CHARS_MAX));
-        let mut url = |field: &str, given: Option<Option<String>>, current: &Option<EndpointUrl>| match given
-        {
-            None => current.clone(),
-            Some(None) => None,
-            Some(Some(text)) => faults.note(EndpointUrl::parse(field, &text)),
-        };
-        let asked_for_a_url =
-            [&parts.postback_url, &parts.chargeback_url].iter().any(|url| matches!(url, Some(Some(_))));
-        let postback_url = url("postback_url", parts.postback_url, &self.postback_url);
-        let chargeback_url = url("chargeback_url", parts.chargeback_url, &self.chargeback_url);
-        if postback_url.is_none() && chargeback_url.is_none() && !asked_for_a_url {
-            faults.push("postback_url", "must be given, or chargeback_url");
-        }
-        let headers = match parts.headers {
-            Some(headers) => faults.note(ExtraHeaders::parse(headers)),
-            None => Some(self.headers.clone()),
-        };
-        let timeout = match parts.timeout_ms {
-            None => self.timeout,
-            Some(ms) => match u64::try_from(ms).map(Duration::from_millis) {
-                Ok(timeout) if !timeout.is_zero() && timeout <= TIMEOUT_MAX => timeout,
-                _ => {
-                    faults.push("timeout_ms", format!("must be from 1 to {}", TIMEOUT_MAX.as_millis()));
-                    self.timeout
-                }
-            },
-        };
-        let retry = faults.note(self.retry.changed(
-            parts.max_retries,
-            parts.retry_base_ms,
-            parts.retry_cap_ms,
-            parts.retry_jitter,
-        ));
-        let priority = match parts.priority {
-            Some(number) => faults.note(Priority::parse("priority", number)),
-            None => Some(self.priority),
-        };
-        let mut limit = |field: &str, given: Option<Option<i64>>, max: u32, current: Option<u32>| match given
-        {
-            None => current,
-            Some(None) => None,
-            Some(Some(number)) => match u32::try_from(number) {
-                Ok(limit) if (1..=max).contains(&limit) => Some(limit),
-                _ => {
-                    faults.push(field, format!("must be from 1 to {max}, or null for no limit"));
-                    current
-                }
-            },
-        };
-        let max_in_flight =
-            limit("max_in_flight", parts.max_in_flight, MAX_IN_FLIGHT_MAX, self.max_in_flight);
-        let rate_limit_per_second = limit(
-            "rate_limit_per_second",
-            parts.rate_limit_per_second,
-            RATE_LIMIT_MAX,
-            self.rate_limit_per_second,
-        );
-        let circuit = faults.note(self.circuit.changed(&parts.circuit));
-        faults.into_result()?;
-        Ok(Self {
-            name,
-            postback_url,
-            chargeback_url,
-            headers: headers.expect("a fault would have been noted"),
-            timeout,
-            retry: retry.expect("a fault would have been noted"),
-            priority: priority.expect("a fault would have been noted"),
-            max_in_flight,
-            rate_limit_per_second,
-            circuit: circuit.expect("a fault would have been noted"),
-            enabled: parts.enabled.unwrap_or(self.enabled),
-        })
-    }
 }
 
 /// A registered endpoint.
@@ -376,8 +192,8 @@ pub struct Endpoint {
 impl Endpoint {
     /// Whether it is enabled and has no limits, so that nothing but its circuit may make a delivery wait.
     pub fn is_unhindered(&self) -> bool {
-        let EndpointSettings { enabled, max_in_flight, rate_limit_per_second, .. } = &self.settings;
-        *enabled && max_in_flight.is_none() && rate_limit_per_second.is_none()
+        let settings = &self.settings;
+        settings.enabled && settings.max_in_flight.is_none() && settings.rate_limit_per_second.is_none()
     }
 
     /// The URL for events of this type.
@@ -414,37 +230,26 @@ fn without_fragment(url: &str) -> &str {
 }
 
 #[cfg(test)]
+impl Endpoint {
+    /// Number 1, with defaults for what is not among the parts, as if just registered.
+    pub fn of(mut parts: super::endpoint_settings::EndpointParts) -> Self {
+        parts.name.get_or_insert_with(|| "receiver".into());
+        Self {
+            id: EndpointId::from_stored(1),
+            settings: EndpointSettings::parse(parts).expect("a test names a URL, and nothing wrong"),
+            circuit: Circuit::default(),
+            disabled_reason: None,
+            created_at: DateTime::UNIX_EPOCH,
+            updated_at: DateTime::UNIX_EPOCH,
+            deleted_at: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::circuit::CircuitState;
-
-    fn parts() -> EndpointParts {
-        EndpointParts {
-            name: Some("shop".into()),
-            postback_url: Some(Some("http://h.example/p".into())),
-            ..EndpointParts::default()
-        }
-    }
-
-    fn fields(parts: EndpointParts) -> Vec<String> {
-        EndpointSettings::parse(parts).unwrap_err().errors().iter().map(|e| e.field.clone()).collect()
-    }
-
-    #[test]
-    fn all_but_the_name_and_one_url_has_defaults() {
-        let settings = EndpointSettings::parse(parts()).unwrap();
-        assert_eq!(settings.timeout, Duration::from_secs(30));
-        assert_eq!(settings.retry.max_retries(), 6);
-        assert_eq!(fields(EndpointParts::default()), ["name", "postback_url"]);
-    }
-
-    #[test]
-    fn urls_must_be_http_and_without_credentials() {
-        for url in ["", "not a url", "/path", "ftp://h/", "http://u:p@h/", "http://u@h/", "http://"] {
-            let given = EndpointParts { chargeback_url: Some(Some(url.into())), ..parts() };
-            assert_eq!(fields(given), ["chargeback_url"], "{url}");
-        }
-    }
+    use crate::domain::endpoint_settings::EndpointParts;
 
     #[test]
     fn what_is_accepted_is_accepted_again_as_it_is_stored() {
@@ -472,38 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn a_change_touches_only_what_it_names() {
-        let before = EndpointSettings::parse(parts()).unwrap();
-        let change = EndpointParts { max_retries: Some(2), enabled: Some(false), ..EndpointParts::default() };
-        let after = before.changed(change).unwrap();
-        assert_eq!((after.retry.max_retries(), after.enabled), (2, false));
-        assert_eq!((&after.name, &after.postback_url), (&before.name, &before.postback_url));
-        let last_url_removed = EndpointParts { postback_url: Some(None), ..EndpointParts::default() };
-        assert!(before.changed(last_url_removed).is_err());
-    }
-
-    #[test]
     fn an_endpoint_is_at_its_urls_with_parameters_or_without() {
         let urls = EndpointParts {
             postback_url: Some(Some("https://h/credit?k=v".into())),
             chargeback_url: Some(Some("https://h/debit#part".into())),
-            ..parts()
+            ..EndpointParts::default()
         };
-        let endpoint = Endpoint {
-            id: EndpointId::from_stored(1),
-            settings: EndpointSettings::parse(urls).unwrap(),
-            circuit: Circuit {
-                state: CircuitState::Closed,
-                reason: None,
-                probe_error: None,
-                changed_at: None,
-                probe_at: None,
-            },
-            disabled_reason: None,
-            created_at: DateTime::UNIX_EPOCH,
-            updated_at: DateTime::UNIX_EPOCH,
-            deleted_at: None,
-        };
+        let endpoint = Endpoint::of(urls);
         for (url, is_there) in [
             ("https://h/credit?k=v&amount=1", true),
             ("https://h/credit?k=v", true),

@@ -47,6 +47,13 @@ impl Faults {
         parsed.map_err(|invalid| self.0.extend(invalid.0)).ok()
     }
 
+    /// Puts the value in place of another, or notes its faults.
+    pub fn put<T>(&mut self, place: &mut T, parsed: Result<T, Invalid>) {
+        if let Some(value) = self.note(parsed) {
+            *place = value;
+        }
+    }
+
     /// Notes one fault.
     pub fn push(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(FieldError { field: field.into(), message: message.into() });

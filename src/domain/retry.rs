@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use rand::{Rng, RngExt as _};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::attempt::{Answer, AttemptOutcome, ReceiverSign};
 use super::invalid::{Faults, Invalid};
+use super::serialize_millis;
 
 /// The most attempts after the first that a delivery can record.
 pub const RETRIES_MAX: u8 = 6;
@@ -15,11 +18,20 @@ pub const RETRY_CAP_MAX: Duration = Duration::from_hours(24);
 pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 
 /// How often, and how long after, a failed attempt is repeated.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct RetryPolicy {
+    /// Attempts after the first.
     max_retries: u8,
+    /// Delay before the first retry.
+    #[serde(rename = "retry_base_ms", serialize_with = "serialize_millis")]
+    #[schema(value_type = u64)]
     base: Duration,
+    /// Upper bound of that delay.
+    #[serde(rename = "retry_cap_ms", serialize_with = "serialize_millis")]
+    #[schema(value_type = u64)]
     cap: Duration,
+    /// Share by which a delay may be longer or shorter.
+    #[serde(rename = "retry_jitter")]
     jitter: f64,
 }
 

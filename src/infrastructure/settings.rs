@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::telemetry::LogFormat;
 use crate::application::workers::WorkerSettings;
-use crate::domain::endpoint::TIMEOUT_MAX;
+use crate::domain::endpoint_settings::TIMEOUT_MAX;
 
 /// A lease must outlive an attempt by this much: the time to write its outcome.
 pub const LOCK_MARGIN: Duration = Duration::from_secs(15);

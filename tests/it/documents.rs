@@ -45,9 +45,11 @@ fn the_openapi_document_is_committed() {
 fn the_inner_layers_know_nothing_of_the_outer_ones() {
     const OUTSIDE: [&str; 6] = ["sqlx", "axum", "hyper", "reqwest", "crate::infrastructure", "crate::cli"];
     const AMBIENT: [&str; 5] = ["Utc::now", "Instant::now", "SystemTime", "rand::rng", "std::env"];
-    for (layer, forbidden) in
-        [("domain", [&OUTSIDE[..], &AMBIENT].concat()), ("application", OUTSIDE.to_vec())]
-    {
+    for (layer, forbidden) in [
+        ("domain", [&OUTSIDE[..], &AMBIENT].concat()),
+        ("application", OUTSIDE.to_vec()),
+        ("contract", OUTSIDE.to_vec()),
+    ] {
         let mut directories =
             vec![std::path::PathBuf::from(format!("{}/src/{layer}", env!("CARGO_MANIFEST_DIR")))];
         let mut paths = Vec::new();

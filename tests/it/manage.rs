@@ -1,6 +1,7 @@
 //! Configs, lists, and what people may do to single deliveries.
 
 use serde_json::{Value, json};
+use webhook_processor::infrastructure::http::openapi;
 use webhook_processor::infrastructure::service::Role;
 
 use crate::support::postgres::TestDatabase;
@@ -50,6 +51,40 @@ async fn a_config_is_registered_shown_changed_and_deleted() {
     }
     let kept: bool = service.database.scalar("select deleted_at is not null from webhook_configs").await;
     assert!(kept);
+    service.stop().await;
+}
+
+/// So that none is forgotten on its way to the store and back, nor here.
+#[tokio::test]
+async fn every_setting_is_kept_as_it_was_given() {
+    let service = api_only().await;
+    let settings = json!({
+        "name": "shop", "postback_url": "https://partner.example/p", "chargeback_url": "https://partner.example/c",
+        "headers": {"x-key": "k"}, "timeout_ms": 1_234, "max_retries": 3, "retry_base_ms": 12, "retry_cap_ms": 34,
+        "retry_jitter": 0.15, "priority": 1, "max_in_flight": 5, "rate_limit_per_second": 7, "enabled": false,
+        "circuit": {"failure_rate": 0.35, "window_ms": 2_000, "attempts_min": 9, "failures_in_row": 4, "cooldown_ms": 300,
+                    "cooldown_cap_ms": 400},
+    });
+    let document = serde_json::to_value(openapi()).unwrap();
+    for (schema, given) in [("ConfigBody", &settings), ("CircuitBody", &settings["circuit"])] {
+        for name in document["components"]["schemas"][schema]["properties"].as_object().unwrap().keys() {
+            assert!(given.get(name).is_some() || name == "state", "{schema}.{name} is not looked at");
+        }
+    }
+
+    let registered = service.api.post("/api/webhooks", settings.clone()).await;
+    let with_defaults = service.api.register("http://127.0.0.1:1", json!({})).await;
+    let changed = service.api.patch(&format!("/api/webhooks/{with_defaults}"), settings.clone()).await;
+
+    for answer in [registered, changed] {
+        let shown = service.api.get(&format!("/api/webhooks/{}", answer.json()["id"])).await.json();
+        assert_eq!(shown, answer.json());
+        for (given, shown) in [(&settings, &shown), (&settings["circuit"], &shown["circuit"])] {
+            for (name, value) in given.as_object().unwrap() {
+                assert!(&shown[name] == value || name == "circuit", "{name}: {}", shown[name]);
+            }
+        }
+    }
     service.stop().await;
 }
 

@@ -19,9 +19,10 @@ use crate::application::ports::{
     StoreError, Stored, UnsuccessfulProbe, UnusedLease,
 };
 use crate::domain::attempt::{Answer, AttemptOutcome};
-use crate::domain::circuit::{Circuit, CircuitCommand, CircuitState};
+use crate::domain::circuit::CircuitCommand;
 use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, Work};
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointParts, EndpointSettings};
+use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::endpoint_settings::{EndpointParts, EndpointSettings};
 
 const URL: &str = "http://receiver.example/";
 
@@ -60,26 +61,7 @@ fn lost() -> std::sync::Arc<anyhow::Error> {
 }
 
 fn endpoint() -> Endpoint {
-    let parts = EndpointParts {
-        name: Some("receiver".into()),
-        postback_url: Some(Some(URL.into())),
-        ..EndpointParts::default()
-    };
-    Endpoint {
-        id: EndpointId::from_stored(1),
-        settings: EndpointSettings::parse(parts).unwrap(),
-        circuit: Circuit {
-            state: CircuitState::Closed,
-            reason: None,
-            probe_error: None,
-            changed_at: None,
-            probe_at: None,
-        },
-        disabled_reason: None,
-        created_at: DateTime::UNIX_EPOCH,
-        updated_at: DateTime::UNIX_EPOCH,
-        deleted_at: None,
-    }
+    Endpoint::of(EndpointParts { postback_url: Some(Some(URL.into())), ..EndpointParts::default() })
 }
 
 #[async_trait]

@@ -25,10 +25,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Api;
-use super::error::{ApiError, Problem};
-use super::extract::{BODY_BYTES_MAX, has_media_type, parse_json, parse_object, read_body};
-use super::view::EventBody;
+use super::error::{ApiError, PROBLEM_JSON, Problem};
+use super::extract::{BODY_BYTES_MAX, has_media_type, read_body};
 use super::webhooks::traceparent;
+use crate::contract::events::EventBody;
+use crate::contract::json::parse_json;
 
 /// The most events of an array; a stream has no limit.
 const ARRAY_ITEMS_MAX: usize = 1_000;
@@ -91,10 +92,10 @@ pub struct BatchResult {
         (status = 200, description = "What became of each", body = BatchResults),
         (status = 400, description = "Not a JSON array; or a stream that broke off, with the results of what came before", body = BrokenBatch, content_type = "application/problem+json"),
         (status = 408, description = "A stream that fell silent, with the results of what came before", body = BrokenBatch, content_type = "application/problem+json"),
-        (status = 413, description = "More than 1,000 events or 8 MiB", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "Not an array", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "Neither of the two content types", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Too many arrays are being read; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "More than 1,000 events or 8 MiB"),
+        (status = 422, description = "Not an array"),
+        (status = 415, description = "Neither of the two content types"),
+        (status = 503, description = "Too many arrays are being read; see Retry-After"),
     ))]
 pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
@@ -159,7 +160,7 @@ async fn accept(
             // until then it is text and no more
             let _room = api.enqueue.bulk_room(text.len()).await;
             Box::pin(async {
-                let event = parse_object::<EventBody>(&text)?.into_event(trace)?;
+                let event = EventBody::from_json(&text)?.into_event(trace)?;
                 Ok(api.enqueue.accept_of_many(&event).await?)
             })
             .await
@@ -295,7 +296,7 @@ impl Results {
                 // its members join those that are there
                 self.memory.push(b',');
                 self.memory.extend_from_slice(&problem[1..]);
-                (error.status(), "application/problem+json")
+                (error.status(), PROBLEM_JSON)
             }
         };
         let body = match self.file {

@@ -8,12 +8,14 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::error::{ApiError, Problem};
+use super::docs::BodyProblems;
+use super::error::ApiError;
 use super::extract::{ApiJson, ApiPath, ApiQuery};
-use super::schemas::NewConfigBody;
-use super::view::{ConfigBody, ConfigView, Page};
 use super::webhooks::page_size;
+use crate::contract::Page;
+use crate::contract::configs::{ConfigBody, ConfigView, NewConfigBody};
 use crate::domain::endpoint::{Endpoint, EndpointId};
+use crate::domain::endpoint_settings::EndpointParts;
 use crate::domain::invalid::{Faults, Invalid};
 
 const TAG: &str = "configs";
@@ -22,28 +24,22 @@ const TAG: &str = "configs";
 #[utoipa::path(post, path = "/api/webhooks/register", operation_id = "register_config", tag = TAG,
     request_body = NewConfigBody, responses(
     (status = 201, description = "Registered", body = ConfigView),
-    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
-    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
-    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
-    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
+    BodyProblems,
 ))]
-pub async fn register_alias(state: State<Api>, body: ApiJson<ConfigBody>) -> Result<Response, ApiError> {
-    register(state, body).await
+pub async fn register_alias(state: State<Api>, parts: ApiJson<EndpointParts>) -> Result<Response, ApiError> {
+    register(state, parts).await
 }
 
 /// Register a config (the same as `/api/webhooks/register`).
 #[utoipa::path(post, path = "/api/webhooks", operation_id = "create_config", tag = TAG, request_body = NewConfigBody, responses(
     (status = 201, description = "Registered", body = ConfigView),
-    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
-    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
-    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
-    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
+    BodyProblems,
 ))]
 pub async fn register(
     State(api): State<Api>,
-    ApiJson(body): ApiJson<ConfigBody>,
+    ApiJson(parts): ApiJson<EndpointParts>,
 ) -> Result<Response, ApiError> {
-    let endpoint = api.endpoints.register(body.into()).await?;
+    let endpoint = api.endpoints.register(parts).await?;
     let location = [(header::LOCATION, format!("/api/webhooks/{}", endpoint.id))];
     Ok((StatusCode::CREATED, location, Json(view(&api, endpoint))).into_response())
 }
@@ -64,7 +60,7 @@ pub struct ListQuery {
 /// List configs, oldest first.
 #[utoipa::path(get, path = "/api/webhooks", operation_id = "list_configs", tag = TAG, params(ListQuery), responses(
     (status = 200, description = "A page of them", body = Page<ConfigView>),
-    (status = 422, description = "A parameter is at fault", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "A parameter is at fault"),
 ))]
 pub async fn list(
     State(api): State<Api>,
@@ -105,7 +101,7 @@ impl std::str::FromStr for ConfigId {
 #[utoipa::path(get, path = "/api/webhooks/{id}", operation_id = "show_config", tag = TAG,
     params(("id" = i64, Path, minimum = 1)), responses(
     (status = 200, description = "The config", body = ConfigView),
-    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such config"),
 ))]
 pub async fn show(
     State(api): State<Api>,
@@ -120,18 +116,15 @@ pub async fn show(
 #[utoipa::path(patch, path = "/api/webhooks/{id}", operation_id = "change_config", tag = TAG,
     params(("id" = i64, Path, minimum = 1)), request_body = ConfigBody, responses(
     (status = 200, description = "Changed", body = ConfigView),
-    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
-    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
-    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
-    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
-    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such config"),
+    BodyProblems,
 ))]
 pub async fn change(
     State(api): State<Api>,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
-    ApiJson(body): ApiJson<ConfigBody>,
+    ApiJson(parts): ApiJson<EndpointParts>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(view(&api, api.endpoints.change(id, body.into()).await?)))
+    Ok(Json(view(&api, api.endpoints.change(id, parts).await?)))
 }
 
 /// Probe a config's open circuit now.
@@ -141,8 +134,8 @@ pub async fn change(
 #[utoipa::path(post, path = "/api/webhooks/{id}/probe", operation_id = "probe_config", tag = TAG,
     params(("id" = i64, Path, minimum = 1)), responses(
     (status = 200, description = "The probe is due now", body = ConfigView),
-    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
-    (status = 409, description = "Its circuit is not open by failures", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such config"),
+    (status = 409, description = "Its circuit is not open by failures"),
 ))]
 pub async fn probe(
     State(api): State<Api>,
@@ -158,7 +151,7 @@ pub async fn probe(
 #[utoipa::path(delete, path = "/api/webhooks/{id}", operation_id = "delete_config", tag = TAG,
     params(("id" = i64, Path, minimum = 1)), responses(
     (status = 204, description = "Deleted"),
-    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such config"),
 ))]
 pub async fn delete(
     State(api): State<Api>,

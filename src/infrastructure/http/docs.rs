@@ -1,15 +1,20 @@
 //! The OpenAPI document, made from the code, and pages to read it.
 
+use std::collections::BTreeMap;
+
 use axum::Router;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse as _, Response};
 use http_body_util::BodyExt as _;
 use tracing::error;
-use utoipa::OpenApi;
+use utoipa::openapi::response::{Response as Answer, ResponseBuilder};
+use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Type};
+use utoipa::openapi::{Content, PathItem, Ref, RefOr, Schema};
+use utoipa::{IntoResponses, OpenApi};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::error::ApiError;
+use super::error::{ApiError, PROBLEM_JSON, Problem};
 use super::{api_routes, operations_routes};
 
 #[derive(OpenApi)]
@@ -25,7 +30,8 @@ use super::{api_routes, operations_routes};
         (name = "webhooks", description = "Events and their deliveries"),
         (name = "configs", description = "Where deliveries go, and how"),
         (name = "operations", description = "Health and metrics"),
-    )
+    ),
+    components(schemas(Problem))
 )]
 struct Description;
 
@@ -38,13 +44,73 @@ pub(super) fn description() -> utoipa::openapi::OpenApi {
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut document = api_routes().into_openapi();
     document.merge(operations_routes().into_openapi());
+    document.paths.paths.values_mut().for_each(describe_problems);
+    document.components.iter_mut().flat_map(|all| all.schemas.values_mut()).for_each(put_together);
     document
 }
 
+/// Shows as one object what is put together from several, which flattened fields are.
+fn put_together(schema: &mut RefOr<Schema>) {
+    match schema {
+        RefOr::T(Schema::Object(object)) => object.properties.values_mut().for_each(put_together),
+        RefOr::T(Schema::Array(array)) => {
+            if let ArrayItems::RefOrSchema(item) = &mut array.items {
+                put_together(item);
+            }
+        }
+        RefOr::T(Schema::AllOf(all)) => {
+            all.items.iter_mut().for_each(put_together);
+            let mut whole =
+                ObjectBuilder::new().schema_type(Type::Object).description(all.description.clone()).build();
+            for part in &all.items {
+                let RefOr::T(Schema::Object(part)) = part else { return };
+                whole.properties.extend(part.properties.clone());
+                whole.required.extend(part.required.clone());
+            }
+            *schema = whole.into();
+        }
+        RefOr::T(_) | RefOr::Ref(_) => {}
+    }
+}
+
+/// Says of each error that it is a problem, unless its route says what else it is.
+fn describe_problems(path: &mut PathItem) {
+    let operations = [&mut path.get, &mut path.post, &mut path.put, &mut path.patch, &mut path.delete];
+    for operation in operations.into_iter().flatten() {
+        for (status, answer) in &mut operation.responses.responses {
+            if let RefOr::T(answer) = answer
+                && status.starts_with(['4', '5'])
+                && answer.content.is_empty()
+            {
+                let problem = Content::new(Some(Ref::from_schema_name("Problem")));
+                answer.content.insert(PROBLEM_JSON.to_owned(), problem.into());
+            }
+        }
+    }
+}
+
+/// How a route with a JSON body answers one that it cannot accept.
+pub(super) struct BodyProblems;
+
+impl IntoResponses for BodyProblems {
+    fn responses() -> BTreeMap<String, RefOr<Answer>> {
+        let problems = [
+            ("400", "Not JSON"),
+            ("413", "More than 64 KiB"),
+            ("415", "Not application/json"),
+            ("422", "A field is at fault"),
+        ];
+        let answer = |(status, description): (&str, &str)| {
+            (status.to_owned(), ResponseBuilder::new().description(description).build().into())
+        };
+        problems.map(answer).into()
+    }
+}
+
 /// `/openapi.json` and `/docs`.
-pub(super) fn routes(document: utoipa::openapi::OpenApi) -> Router {
+pub(super) fn routes() -> Router {
     Router::new()
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", openapi()))
         .layer(map_response(with_our_title))
 }
 

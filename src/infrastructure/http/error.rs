@@ -14,8 +14,11 @@ use crate::application::enqueue::EnqueueError;
 use crate::application::manage_deliveries::DeliveryError;
 use crate::application::manage_endpoints::EndpointError;
 use crate::application::ports::StoreError;
+use crate::contract::json::Unreadable;
 use crate::domain::invalid::{FieldError, Invalid};
 
+/// The media type of a problem.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 /// After how many seconds a caller should try again.
 const RETRY_AFTER_SECONDS: &str = "2";
 
@@ -116,11 +119,6 @@ impl ApiError {
         self.status
     }
 
-    /// What happened, in a sentence.
-    pub(super) fn detail(&self) -> &str {
-        &self.detail
-    }
-
     /// As it is answered.
     pub(super) fn problem(&self) -> Problem {
         Problem {
@@ -136,8 +134,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::to_vec(&self.problem()).expect("a problem is plain data");
-        let mut response =
-            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        let mut response = (self.status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
@@ -155,6 +152,15 @@ impl From<Invalid> for ApiError {
             status: StatusCode::UNPROCESSABLE_ENTITY,
             detail: invalid.to_string(),
             errors: errors.collect(),
+        }
+    }
+}
+
+impl From<Unreadable> for ApiError {
+    fn from(error: Unreadable) -> Self {
+        match error {
+            Unreadable::NotJson(_) => Self::bad_request(error.to_string()),
+            Unreadable::Invalid(invalid) => invalid.into(),
         }
     }
 }

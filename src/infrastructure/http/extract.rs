@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::error::ApiError;
+use crate::contract::json::parse_object;
 
 /// The largest JSON body of a single item.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -30,7 +31,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
             return Err(ApiError::unsupported_media_type("application/json"));
         }
         let bytes = read_body(body, BODY_BYTES_MAX).await?;
-        parse_object(&bytes).map(Self)
+        Ok(Self(parse_object(&bytes)?))
     }
 }
 
@@ -49,7 +50,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalApiJson<T> 
         if !has_media_type(&parts, "application/json") {
             return Err(ApiError::unsupported_media_type("application/json"));
         }
-        parse_object(&bytes).map(|value| Self(Some(value)))
+        Ok(Self(Some(parse_object(&bytes)?)))
     }
 }
 
@@ -67,60 +68,6 @@ pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> 
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(bytes_max)),
         Ok(Err(_)) => Err(ApiError::bad_request("the body broke off")),
-    }
-}
-
-/// Parses a JSON object. Arrays are refused, in which fields would have no names.
-pub fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Err(ApiError::field("body", "must be an object"));
-    }
-    parse_json(bytes)
-}
-
-/// Parses JSON: 400 for what is not JSON, 422 with the field for what is not expected.
-pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let cause = error.into_inner();
-        if cause.is_data() {
-            let field = if path == "." { "body".to_owned() } else { path };
-            ApiError::field(field, without_position(&cause))
-        } else {
-            ApiError::bad_request(format!("the body is not valid JSON: {cause}"))
-        }
-    })?;
-    deserializer
-        .end()
-        .map_err(|cause| ApiError::bad_request(format!("the body is not valid JSON: {cause}")))?;
-    Ok(parsed)
-}
-
-/// The message without ` at line 1 column 2`, and without the value that was found, which may be a secret.
-fn without_position(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
-    match message.rsplit_once(", expected ") {
-        Some((found, expected))
-            if found.starts_with("invalid type: ") || found.starts_with("invalid value: ") =>
-        {
-            format!("must be {}", in_words(expected))
-        }
-        _ => message.to_owned(),
-    }
-}
-
-/// What serde calls a type, as a caller would.
-fn in_words(expected: &str) -> &str {
-    match expected {
-        "i64" => "a whole number",
-        "f64" => "a number",
-        "a boolean" => "true or false",
-        "a sequence" => "an array",
-        "a map" => "an object",
-        name if name.starts_with("struct ") => "an object",
-        plain => plain,
     }
 }
 

@@ -6,9 +6,7 @@ mod docs;
 mod error;
 mod extract;
 mod operations;
-mod schemas;
 mod server;
-pub mod view;
 mod webhooks;
 
 use std::sync::Arc;
@@ -29,7 +27,6 @@ use uuid::Uuid;
 
 pub use docs::openapi;
 pub use server::{listen, serve};
-pub use webhooks::parse_window;
 
 use self::error::ApiError;
 use self::operations::{BacklogSample, CircuitGauges};
@@ -159,14 +156,13 @@ fn operations_routes() -> OpenApiRouter<Operations> {
 /// All routes; those for callers only where there is an `api` behind them.
 pub fn router(operations: Operations, api: Option<Api>) -> Router {
     let begun = operations.begun.clone();
-    let (operations_router, operations_docs) = operations_routes().with_state(operations).split_for_parts();
+    let (operations_router, _) = operations_routes().with_state(operations).split_for_parts();
     let router = match api {
         None => operations_router,
         Some(api) => {
-            let (api_router, mut openapi) = api_routes().with_state(api).split_for_parts();
+            let (api_router, _) = api_routes().with_state(api).split_for_parts();
             let api_router = api_router.route_layer(from_fn_with_state(begun, after_begin));
-            openapi.merge(operations_docs);
-            operations_router.merge(api_router).merge(docs::routes(openapi))
+            operations_router.merge(api_router).merge(docs::routes())
         }
     };
     router

@@ -1,7 +1,6 @@
 //! `/webhooks`: events in, deliveries out.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -12,12 +11,15 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
-use super::error::{ApiError, Problem};
+use super::docs::BodyProblems;
+use super::error::ApiError;
 use super::extract::{ApiJson, ApiPath, ApiQuery, OptionalApiJson};
-use super::schemas;
-use super::view::{DeliveryView, EventBody, Page, ReceiptView, StatisticsView};
 use crate::application::manage_deliveries::Replay;
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
+use crate::contract::deliveries::DeliveryView;
+use crate::contract::events::{EventBody, ReceiptView};
+use crate::contract::statistics::{StatisticsView, parse_window};
+use crate::contract::{Page, schemas};
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::{EventType, parse_time};
@@ -37,11 +39,8 @@ pub(super) const PAGE_MAX: i64 = 200;
 #[utoipa::path(post, path = "/webhooks", operation_id = "enqueue", tag = TAG, request_body = EventBody, responses(
     (status = 201, description = "Accepted", body = ReceiptView),
     (status = 200, description = "The same event was accepted before", body = ReceiptView),
-    (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
-    (status = 413, description = "More than 64 KiB", body = Problem, content_type = "application/problem+json"),
-    (status = 415, description = "Not application/json", body = Problem, content_type = "application/problem+json"),
-    (status = 422, description = "A field is at fault", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "It cannot be stored now; see Retry-After", body = Problem, content_type = "application/problem+json"),
+    BodyProblems,
+    (status = 503, description = "It cannot be stored now; see Retry-After"),
 ))]
 pub async fn enqueue(
     State(api): State<Api>,
@@ -68,7 +67,7 @@ pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
 #[utoipa::path(get, path = "/webhooks/{queue_id}", operation_id = "show_delivery", tag = TAG,
     params(("queue_id" = uuid::Uuid, Path)), responses(
     (status = 200, description = "The delivery", body = DeliveryView),
-    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such delivery"),
 ))]
 pub async fn show(
     State(api): State<Api>,
@@ -157,7 +156,7 @@ pub(super) fn page_size(limit: Option<i64>) -> Result<usize, Invalid> {
 /// List deliveries, newest first.
 #[utoipa::path(get, path = "/webhooks", operation_id = "list_deliveries", tag = TAG, params(ListQuery), responses(
     (status = 200, description = "A page of them", body = Page<DeliveryView>),
-    (status = 422, description = "A filter is at fault", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "A filter is at fault"),
 ))]
 pub async fn list(
     State(api): State<Api>,
@@ -185,8 +184,8 @@ pub struct StatisticsQuery {
 /// Count deliveries and attempts: exactly, and in milliseconds whatever the history.
 #[utoipa::path(get, path = "/webhooks/stats", operation_id = "count", tag = TAG, params(StatisticsQuery), responses(
     (status = 200, description = "The counts", body = StatisticsView),
-    (status = 404, description = "No such config", body = Problem, content_type = "application/problem+json"),
-    (status = 422, description = "A parameter is at fault", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such config"),
+    (status = 422, description = "A parameter is at fault"),
 ))]
 pub async fn statistics(
     State(api): State<Api>,
@@ -202,21 +201,12 @@ pub async fn statistics(
     Ok(Json(api.deliveries.statistics(&StatisticsScope { window, config_id }).await?.into()))
 }
 
-/// A window of a minute to a hundred years.
-pub fn parse_window(text: &str) -> Result<Duration, Invalid> {
-    let window = humantime::parse_duration(text).ok();
-    let bounds = Duration::from_mins(1)..=Duration::from_hours(24 * 36_500);
-    window
-        .filter(|window| bounds.contains(window))
-        .ok_or_else(|| Invalid::field("window", "must be a duration of a minute or more, such as 1h or 7d"))
-}
-
 /// Attempt a waiting delivery now.
 #[utoipa::path(post, path = "/webhooks/{queue_id}/retry", operation_id = "retry_delivery", tag = TAG,
     params(("queue_id" = uuid::Uuid, Path)), responses(
     (status = 200, description = "Its next attempt is due now", body = DeliveryView),
-    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
-    (status = 409, description = "It is not waiting for a later time", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such delivery"),
+    (status = 409, description = "It is not waiting for a later time"),
 ))]
 pub async fn retry(
     State(api): State<Api>,
@@ -229,8 +219,8 @@ pub async fn retry(
 #[utoipa::path(post, path = "/webhooks/{queue_id}/cancel", operation_id = "cancel_delivery", tag = TAG,
     params(("queue_id" = uuid::Uuid, Path)), responses(
     (status = 200, description = "It is cancelled", body = DeliveryView),
-    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
-    (status = 409, description = "It is being attempted, or terminal already", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such delivery"),
+    (status = 409, description = "It is being attempted, or terminal already"),
 ))]
 pub async fn cancel(
     State(api): State<Api>,
@@ -258,8 +248,8 @@ pub struct ReplayBody {
     request_body = Option<ReplayBody>, responses(
     (status = 201, description = "The new delivery", body = DeliveryView),
     (status = 200, description = "It had been replayed before, as this delivery", body = DeliveryView),
-    (status = 404, description = "No such delivery", body = Problem, content_type = "application/problem+json"),
-    (status = 409, description = "It is still open, or its config was deleted", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "No such delivery"),
+    (status = 409, description = "It is still open, or its config was deleted"),
 ))]
 pub async fn replay(
     State(api): State<Api>,

@@ -5,104 +5,83 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sqlx::types::Json;
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tracing::error;
 
 use super::{Database, REQUEST_LIMIT, inconsistent, within};
 use crate::application::ports::{EndpointStore, StoreError};
 use crate::domain::circuit::{Circuit, CircuitCommand, CircuitParts, CircuitPolicy, OPENED_BY_HAND};
 use crate::domain::delivery::Priority;
-use crate::domain::endpoint::{Endpoint, EndpointId, EndpointSettings, EndpointUrl, ExtraHeaders};
+use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl, ExtraHeaders};
+use crate::domain::endpoint_settings::EndpointSettings;
 use crate::domain::invalid::Invalid;
 use crate::domain::retry::RetryPolicy;
+
+/// A checked statement that answers endpoints. `SETTINGS` stands for the columns that hold settings, which are listed here and
+/// nowhere else, and `ENDPOINT` for all that an [`EndpointRow`] is read from.
+macro_rules! endpoints {
+    (@$settings:literal, $first:literal $(SETTINGS $next:literal)* ENDPOINT $($end:literal)? $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            EndpointRow,
+            $first $(+ $settings + $next)* + $settings
+            + ", id, circuit_state, circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at,
+               disabled_reason, created_at, updated_at, deleted_at"
+            $(+ $end)?
+            $(, $argument)*
+        )
+    };
+    ($($statement:tt)*) => {
+        endpoints!(
+            @"name, postback_url, chargeback_url, headers, timeout_ms, max_retries, retry_base_ms, retry_cap_ms,
+              retry_jitter, priority, max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
+              circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, enabled",
+            $($statement)*
+        )
+    };
+}
 
 #[async_trait]
 impl EndpointStore for Database {
     async fn register(&self, settings: &EndpointSettings) -> Result<Endpoint, StoreError> {
-        let row = EndpointColumns::from(settings);
-        let stored = within!(self.requests, REQUEST_LIMIT, |connection| {
-            sqlx::query_as!(
-            EndpointRow,
-            r#"-- endpoints.register
-            insert into webhook_configs (name, postback_url, chargeback_url, headers, timeout_ms, max_retries,
-                                         retry_base_ms, retry_cap_ms, retry_jitter, priority, max_in_flight,
-                                         rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                                         circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms,
-                                         circuit_cooldown_cap_ms, enabled)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
-            returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
-                      max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                      circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                      circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
-                      created_at, updated_at, deleted_at"#,
-            row.name,
-            row.postback_url,
-            row.chargeback_url,
-            Json(row.headers) as _,
-            row.timeout_ms,
-            row.max_retries,
-            row.retry_base_ms,
-            row.retry_cap_ms,
-            row.retry_jitter,
-            row.priority,
-            row.max_in_flight,
-            row.rate_limit_per_second,
-            row.circuit_failure_rate,
-            row.circuit_window_ms,
-            row.circuit_attempts_min,
-            row.circuit_failures_in_row,
-            row.circuit_cooldown_ms,
-            row.circuit_cooldown_cap_ms,
-            row.enabled,
+        let stored = within!(self.requests, REQUEST_LIMIT, |connection| endpoints!(
+            "-- endpoints.register
+            insert into webhook_configs (" SETTINGS ")
+            select " SETTINGS "
+            from jsonb_populate_record(null::webhook_configs, $1)
+            returning " ENDPOINT,
+            columns_of(settings),
         )
-        .fetch_one(&mut *connection)
-        })?;
+        .fetch_one(&mut *connection))?;
         stored.try_into().map_err(inconsistent)
     }
 
     async fn find_all(&self, ids: &[EndpointId]) -> Result<Vec<Endpoint>, StoreError> {
         let ids: Vec<i64> = ids.iter().copied().map(EndpointId::get).collect();
         // the engine cannot do without
-        let rows = within!(self.engine, REQUEST_LIMIT, |connection| {
-            sqlx::query_as!(
-            EndpointRow,
-            r#"-- endpoints.find
-            select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
-                   max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                   circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                   circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
-                   created_at, updated_at, deleted_at
+        let rows = within!(self.engine, REQUEST_LIMIT, |connection| endpoints!(
+            "-- endpoints.find
+            select " ENDPOINT "
             from webhook_configs
-            where id = any($1)"#,
+            where id = any($1)",
             &ids,
         )
-        .fetch_all(&mut *connection)
-        })?;
+        .fetch_all(&mut *connection))?;
         rows.into_iter().map(|row| row.try_into().map_err(inconsistent)).collect()
     }
 
     async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError> {
-        let rows = within!(self.requests, REQUEST_LIMIT, |connection| {
-            sqlx::query_as!(
-            EndpointRow,
-            r#"-- endpoints.list
-            select id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                   timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
-                   max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                   circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                   circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
-                   created_at, updated_at, deleted_at
+        let rows = within!(self.requests, REQUEST_LIMIT, |connection| endpoints!(
+            "-- endpoints.list
+            select " ENDPOINT "
             from webhook_configs
             where id > $1 and deleted_at is null
             order by id
-            limit $2"#,
+            limit $2",
             after.map_or(0, EndpointId::get),
             i64::try_from(limit).unwrap_or(i64::MAX),
         )
-        .fetch_all(&mut *connection)
-        })?;
+        .fetch_all(&mut *connection))?;
         let endpoints = rows.into_iter().filter_map(|row| {
             let id = row.id;
             // one row that someone wrote by hand must not hide the others
@@ -120,60 +99,33 @@ impl EndpointStore for Database {
         settings: &EndpointSettings,
         command: Option<CircuitCommand>,
     ) -> Result<Option<Endpoint>, StoreError> {
-        let row = EndpointColumns::from(settings);
         // a revision is never reused, even by two changes within one tick of the clock
         let changed = within!(self.requests, REQUEST_LIMIT, |connection| {
-            sqlx::query_as!(
-            EndpointRow,
-            r#"-- endpoints.change
+            endpoints!(
+            "-- endpoints.change
             update webhook_configs
-            set name = $3, postback_url = $4, chargeback_url = $5, headers = $6, timeout_ms = $7, max_retries = $8,
-                retry_base_ms = $9, retry_cap_ms = $10, retry_jitter = $11, priority = $12, max_in_flight = $13,
-                rate_limit_per_second = $14, circuit_failure_rate = $15, circuit_window_ms = $16,
-                circuit_attempts_min = $17, circuit_failures_in_row = $18, circuit_cooldown_ms = $19,
-                circuit_cooldown_cap_ms = $20, enabled = $21,
-                disabled_reason = case when $21 then null else disabled_reason end,
+            set (" SETTINGS ") = (select " SETTINGS " from jsonb_populate_record(null::webhook_configs, $3)),
+                disabled_reason = case when next.is_enabled then null else disabled_reason end,
                 circuit_state = coalesce(next.state, circuit_state),
-                circuit_reason = case next.state when 'closed' then null when 'open' then $23 else circuit_reason end,
+                circuit_reason = case next.state when 'closed' then null when 'open' then $5 else circuit_reason end,
                 circuit_probe_error = case when next.state is null then circuit_probe_error end,
                 circuit_probe_at = case when next.state is null then circuit_probe_at end,
                 circuit_changed_at = case when (next.state = 'closed') <> (circuit_state = 'closed') then now() else circuit_changed_at end,
                 updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
             from (
               -- what another URL did says nothing about this one; a circuit that someone opened stays as it is
-              select id as config_id, coalesce($22, case
-                       when circuit_probe_at is not null
-                            and (postback_url is distinct from $4 or chargeback_url is distinct from $5) then 'closed' end) as state
-              from webhook_configs where id = $1
+              select new.enabled as is_enabled, coalesce($4, case
+                       when old.circuit_probe_at is not null
+                            and (old.postback_url, old.chargeback_url) is distinct from (new.postback_url, new.chargeback_url)
+                       then 'closed' end) as state
+              from webhook_configs as old, jsonb_populate_record(null::webhook_configs, $3) as new
+              where old.id = $1
             ) as next
-            where id = next.config_id and updated_at = $2 and deleted_at is null
-            returning id, name, postback_url, chargeback_url, headers as "headers: Json<BTreeMap<String, String>>",
-                      timeout_ms, max_retries, retry_base_ms, retry_cap_ms, retry_jitter, priority,
-                      max_in_flight, rate_limit_per_second, circuit_failure_rate, circuit_window_ms,
-                      circuit_attempts_min, circuit_failures_in_row, circuit_cooldown_ms, circuit_cooldown_cap_ms, circuit_state,
-                      circuit_reason, circuit_probe_error, circuit_changed_at, circuit_probe_at, enabled, disabled_reason,
-                      created_at, updated_at, deleted_at"#,
+            where id = $1 and updated_at = $2 and deleted_at is null
+            returning " ENDPOINT,
             id.get(),
             revision,
-            row.name,
-            row.postback_url,
-            row.chargeback_url,
-            Json(row.headers) as _,
-            row.timeout_ms,
-            row.max_retries,
-            row.retry_base_ms,
-            row.retry_cap_ms,
-            row.retry_jitter,
-            row.priority,
-            row.max_in_flight,
-            row.rate_limit_per_second,
-            row.circuit_failure_rate,
-            row.circuit_window_ms,
-            row.circuit_attempts_min,
-            row.circuit_failures_in_row,
-            row.circuit_cooldown_ms,
-            row.circuit_cooldown_cap_ms,
-            row.enabled,
+            columns_of(settings),
             command.map(|command| match command {
                 CircuitCommand::Close => "closed",
                 CircuitCommand::Open => "open",
@@ -199,56 +151,18 @@ impl EndpointStore for Database {
     }
 }
 
-/// What a change writes.
-struct EndpointColumns<'a> {
-    name: &'a str,
-    postback_url: Option<&'a str>,
-    chargeback_url: Option<&'a str>,
-    headers: &'a BTreeMap<String, String>,
-    timeout_ms: i32,
-    max_retries: i16,
-    retry_base_ms: i32,
-    retry_cap_ms: i32,
-    retry_jitter: f64,
-    priority: i16,
-    max_in_flight: Option<i32>,
-    rate_limit_per_second: Option<i32>,
-    circuit_failure_rate: Option<f64>,
-    circuit_window_ms: i32,
-    circuit_attempts_min: i32,
-    circuit_failures_in_row: Option<i32>,
-    circuit_cooldown_ms: i32,
-    circuit_cooldown_cap_ms: i32,
-    enabled: bool,
+/// Settings by the names of their columns: as they are spelled, those of the circuit with `circuit_` in front.
+fn columns_of(settings: &EndpointSettings) -> Value {
+    let mut columns = spelled(settings);
+    let circuit = spelled(&settings.circuit);
+    columns.extend(circuit.into_iter().map(|(name, value)| (format!("circuit_{name}"), value)));
+    columns.into()
 }
 
-impl<'a> From<&'a EndpointSettings> for EndpointColumns<'a> {
-    fn from(settings: &'a EndpointSettings) -> Self {
-        let millis = |duration: Duration| {
-            i32::try_from(duration.as_millis()).expect("the domain keeps it below a day")
-        };
-        let count = |count: u32| i32::try_from(count).expect("the domain keeps it small");
-        Self {
-            name: &settings.name,
-            postback_url: settings.postback_url.as_ref().map(EndpointUrl::as_str),
-            chargeback_url: settings.chargeback_url.as_ref().map(EndpointUrl::as_str),
-            headers: settings.headers.as_map(),
-            timeout_ms: millis(settings.timeout),
-            max_retries: settings.retry.max_retries().into(),
-            retry_base_ms: millis(settings.retry.base()),
-            retry_cap_ms: millis(settings.retry.cap()),
-            retry_jitter: settings.retry.jitter(),
-            priority: settings.priority.get().into(),
-            max_in_flight: settings.max_in_flight.map(count),
-            rate_limit_per_second: settings.rate_limit_per_second.map(count),
-            circuit_failure_rate: settings.circuit.failure_rate(),
-            circuit_window_ms: millis(settings.circuit.window()),
-            circuit_attempts_min: count(settings.circuit.attempts_min()),
-            circuit_failures_in_row: settings.circuit.failures_in_row().map(count),
-            circuit_cooldown_ms: millis(settings.circuit.cooldown()),
-            circuit_cooldown_cap_ms: millis(settings.circuit.cooldown_cap()),
-            enabled: settings.enabled,
-        }
+fn spelled(value: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => fields,
+        Ok(_) | Err(_) => unreachable!("it is a struct of plain data"),
     }
 }
 
@@ -258,7 +172,7 @@ struct EndpointRow {
     name: String,
     postback_url: Option<String>,
     chargeback_url: Option<String>,
-    headers: Json<BTreeMap<String, String>>,
+    headers: Value,
     timeout_ms: i32,
     max_retries: i16,
     retry_base_ms: i32,
@@ -289,12 +203,14 @@ impl TryFrom<EndpointRow> for Endpoint {
     type Error = Invalid;
 
     fn try_from(row: EndpointRow) -> Result<Self, Invalid> {
+        let headers: BTreeMap<String, String> = serde_json::from_value(row.headers)
+            .map_err(|_| Invalid::field("headers", "must be an object of texts"))?;
         let url = |field, text: Option<String>| text.map(|text| EndpointUrl::parse(field, &text)).transpose();
         let settings = EndpointSettings {
             name: row.name,
             postback_url: url("postback_url", row.postback_url)?,
             chargeback_url: url("chargeback_url", row.chargeback_url)?,
-            headers: ExtraHeaders::parse(row.headers.0)?,
+            headers: ExtraHeaders::parse(headers)?,
             timeout: Duration::from_millis(u64::from(row.timeout_ms.unsigned_abs())),
             retry: RetryPolicy::default().changed(
                 Some(row.max_retries.into()),

@@ -211,7 +211,7 @@ impl Sender for HttpSender {
 fn headers(delivery: &LeasedDelivery, endpoint: &Endpoint) -> HeaderMap {
     const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
     // six of its own, one of which is the host that the client adds
-    let mut headers = HeaderMap::with_capacity(6 + endpoint.settings.headers.as_map().len());
+    let mut headers = HeaderMap::with_capacity(6 + endpoint.settings.headers.iter().count());
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     for (name, value) in endpoint.settings.headers.iter() {

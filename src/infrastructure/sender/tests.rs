@@ -5,12 +5,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use chrono::DateTime;
-
 use super::*;
-use crate::domain::circuit::{Circuit, CircuitState};
 use crate::domain::delivery::tests::leased;
-use crate::domain::endpoint::{EndpointId, EndpointParts, EndpointSettings};
+use crate::domain::endpoint_settings::EndpointParts;
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -68,26 +65,8 @@ fn sender() -> HttpSender {
 }
 
 fn to(receiver: &Receiver) -> (LeasedDelivery, Endpoint) {
-    let parts = EndpointParts {
-        name: Some("receiver".into()),
-        postback_url: Some(Some(receiver.url.clone())),
-        ..EndpointParts::default()
-    };
-    let endpoint = Endpoint {
-        id: EndpointId::from_stored(1),
-        settings: EndpointSettings::parse(parts).unwrap(),
-        circuit: Circuit {
-            state: CircuitState::Closed,
-            reason: None,
-            probe_error: None,
-            changed_at: None,
-            probe_at: None,
-        },
-        disabled_reason: None,
-        created_at: DateTime::UNIX_EPOCH,
-        updated_at: DateTime::UNIX_EPOCH,
-        deleted_at: None,
-    };
+    let url = Some(Some(receiver.url.clone()));
+    let endpoint = Endpoint::of(EndpointParts { postback_url: url, ..EndpointParts::default() });
     (LeasedDelivery { webhook_url: receiver.url.clone(), ..leased() }, endpoint)
 }
 

@@ -1,13 +1,9 @@
 //! Parts of the OpenAPI document that say more than a Rust type: which words, texts and maps are accepted.
 
 use serde_json::{Value, json};
-use utoipa::openapi::schema::{
-    AdditionalProperties, AllOfBuilder, AnyOfBuilder, ObjectBuilder, Schema, SchemaType, Type,
-};
-use utoipa::openapi::{Object, RefOr};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::openapi::Object;
+use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, SchemaType, Type};
 
-use super::view::{CircuitBody, ConfigBody};
 use crate::domain::delivery::DeliveryStatus;
 use crate::domain::endpoint::{HEADER_VALUE_BYTES_MAX, HEADERS_MAX};
 use crate::domain::event::EventType;
@@ -126,45 +122,4 @@ pub fn headers() -> Object {
 
 fn one_of<const N: usize>(words: [&'static str; N]) -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.map(Value::from)))
-}
-
-/// The body that registers a config: what changes one, with a name, a URL, and no circuit that is opened by hand.
-pub struct NewConfigBody;
-
-impl ToSchema for NewConfigBody {
-    fn name() -> std::borrow::Cow<'static, str> {
-        "NewConfig".into()
-    }
-}
-
-impl PartialSchema for NewConfigBody {
-    fn schema() -> RefOr<Schema> {
-        let (mut config, mut circuit) = (object(ConfigBody::schema()), object(CircuitBody::schema()));
-        circuit.properties.remove("state");
-        circuit.description = Some("When its circuit opens, and when it is probed.".to_owned());
-        config.properties.insert("circuit".to_owned(), Schema::Object(circuit).into());
-        config.description = None;
-        config.required.push("name".to_owned());
-        let one_url = AnyOfBuilder::new()
-            .item(ObjectBuilder::new().schema_type(Type::Object).required("postback_url"))
-            .item(ObjectBuilder::new().schema_type(Type::Object).required("chargeback_url"));
-        AllOfBuilder::new()
-            .item(config)
-            .item(Schema::AnyOf(one_url.build()))
-            .description(Some("A new config. It needs a name, and at least one of the two URLs."))
-            .examples([json!({
-                "name": "partner",
-                "postback_url": "https://partner.example/postback",
-                "chargeback_url": "https://partner.example/chargeback",
-                "max_in_flight": 50
-            })])
-            .into()
-    }
-}
-
-fn object(schema: RefOr<Schema>) -> Object {
-    match schema {
-        RefOr::T(Schema::Object(object)) => object,
-        RefOr::T(_) | RefOr::Ref(_) => unreachable!("a struct with named fields is described as an object"),
-    }
 }
