@@ -41,7 +41,8 @@ impl Program {
         let mut program =
             Self { child: command.spawn().with_context(|| format!("starting {role}"))?, address };
         let begun = Instant::now();
-        while program.get("/health/live").await.is_err() {
+        // it listens before its API has anything to answer with
+        while !program.get("/health/ready").await.is_ok_and(|health| health["status"] == "ok") {
             ensure!(program.child.try_wait()?.is_none(), "{role} has ended");
             ensure!(begun.elapsed() < START_MAX, "{role} does not start");
             tokio::time::sleep(Duration::from_millis(20)).await;
