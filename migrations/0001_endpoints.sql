@@ -1,5 +1,5 @@
--- The endpoints, and what is known of their circuits and limits. Circuits and limits are enforced where a claim chooses, so that
--- deliveries that are held back cost nothing and use up no attempt.
+-- The endpoints, with the state of their circuits and limits. Claims enforce circuits and limits when they choose deliveries, so
+-- a delivery that is held back costs nothing and uses up no attempt.
 
 CREATE TABLE webhook_configs (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -89,7 +89,7 @@ COMMENT ON COLUMN webhook_configs.updated_at IS 'When it last changed; serves as
 COMMENT ON COLUMN webhook_configs.deleted_at IS 'When it was deleted; its open deliveries are cancelled soon after.';
 COMMENT ON COLUMN webhook_configs.cleared_at IS 'When a deleted endpoint was found to have no open deliveries left.';
 
--- The endpoints that were deleted but may still have open deliveries: those accepted in the very moment.
+-- Deleted endpoints that may still have open deliveries, such as one accepted at the moment of the deletion.
 CREATE INDEX webhook_configs_uncleared ON webhook_configs (deleted_at) WHERE deleted_at IS NOT NULL AND cleared_at IS NULL;
 
 CREATE INDEX webhook_configs_circuit ON webhook_configs (id) WHERE circuit_state <> 'closed';
@@ -110,7 +110,7 @@ COMMENT ON COLUMN webhook_circuit_openings.closed_at IS 'When it closed again; N
 
 CREATE INDEX webhook_circuit_openings_config ON webhook_circuit_openings (config_id, opened_at);
 
--- Whether a delivery's URL is an endpoint's, with parameters added to its query or without. NULL if the endpoint has none.
+-- Whether a delivery's URL is an endpoint's URL, with or without parameters added to its query. NULL if the endpoint has no URL.
 CREATE FUNCTION webhook_is_at(p_delivery_url text, p_endpoint_url text) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN split_part(p_delivery_url, '#', 1) = split_part(p_endpoint_url, '#', 1)
@@ -119,7 +119,7 @@ RETURN split_part(p_delivery_url, '#', 1) = split_part(p_endpoint_url, '#', 1)
                                            WHEN right(split_part(p_endpoint_url, '#', 1), 1) IN ('?', '&') THEN '' ELSE '&' END);
 COMMENT ON FUNCTION webhook_is_at IS 'Whether a delivery goes to a URL that an endpoint still has.';
 
--- A trigger, so that no way to open or close a circuit forgets it. Probes do not fire it.
+-- A trigger, so that every statement that opens or closes a circuit is recorded. Probes do not fire it.
 CREATE FUNCTION webhook_note_circuit_opening() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
@@ -137,7 +137,7 @@ CREATE TRIGGER webhook_configs_circuit AFTER UPDATE OF circuit_state ON webhook_
   FOR EACH ROW WHEN ((OLD.circuit_state = 'closed') <> (NEW.circuit_state = 'closed'))
   EXECUTE FUNCTION webhook_note_circuit_opening();
 
--- What claims remember of endpoints with limits. Not logged: after a crash it is made anew.
+-- What claims remember about endpoints with limits. UNLOGGED, because it is rebuilt after a crash.
 CREATE UNLOGGED TABLE webhook_limit_states (
   config_id bigint PRIMARY KEY,
   config_revision timestamptz NOT NULL,

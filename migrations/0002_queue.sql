@@ -1,4 +1,4 @@
--- The queue, what guards it against duplicates, and the views of it. ARCHITECTURE.md says why the queue has this shape.
+-- The queue with its deduplication keys and its views. ARCHITECTURE.md says why the queue has this shape.
 
 CREATE SEQUENCE webhook_queue_id_seq AS bigint;
 
@@ -17,14 +17,14 @@ CREATE TABLE webhook_queue (
   replay_of uuid,
   created_at timestamptz NOT NULL DEFAULT now(),
 
-  -- changed by a claim: no index and no index predicate may mention these, or claims stop being HOT
+  -- changed by a claim: no index or index predicate may mention these columns, or claims stop being HOT updates
   status text NOT NULL DEFAULT 'pending',
   worker_id text,
   locked_at timestamptz,
   lock_expires_at timestamptz,
-  -- A lease that expired belongs to the worker that takes it over, but what the first worker learned still counts, until
-  -- somebody sends the delivery again. So the first lease is kept beside the new one. No CHECK joins the two columns: each
-  -- CHECK costs a claim and a settle some 10 %, since it is read for each statement.
+  -- An expired lease passes to another worker. The outcome that the first worker knows still counts until the delivery is
+  -- sent again, so the first lease is kept beside the new one. No CHECK ties these two columns together, because each CHECK
+  -- is parsed for each statement, which costs claims and settles about 10 %.
   abandoned_by text,
   abandoned_at timestamptz,
   updated_at timestamptz NOT NULL DEFAULT now(),
@@ -105,7 +105,8 @@ BEGIN
   END LOOP;
 END $$;
 
--- Open rows only, so small whatever the history. The CHECK lets an archive be added without a scan of this partition.
+-- Holds open rows only, so it stays small however long the history is. Because of the CHECK, an archive can be added without a
+-- scan of this partition.
 CREATE TABLE webhook_queue_open PARTITION OF webhook_queue (
   CONSTRAINT "the open partition holds open deliveries" CHECK (completed_at IS NULL),
   PRIMARY KEY (queue_id)
@@ -123,7 +124,7 @@ CREATE TABLE webhook_event_keys (
   queue_id uuid NOT NULL,
   remembered_at timestamptz NOT NULL DEFAULT now(),
   cancelled_at timestamptz,
-  -- event_id first, so that what became of an event is found by it alone
+  -- event_id first, so that an event can be found by its id alone
   PRIMARY KEY (event_id, event_type, config_id)
 );
 COMMENT ON TABLE webhook_event_keys IS 'Events that callers named, so that the same event makes one delivery an endpoint, and replays, so that a delivery is replayed once. A table of its own: settles need not maintain its index.';
@@ -134,7 +135,7 @@ COMMENT ON COLUMN webhook_event_keys.queue_id IS 'The delivery that the first en
 COMMENT ON COLUMN webhook_event_keys.remembered_at IS 'When that was; the key is forgotten with the archive of its delivery, that of a replay with the archive of the delivery that it repeats.';
 COMMENT ON COLUMN webhook_event_keys.cancelled_at IS 'When the delivery was cancelled: whoever sends the event again is told that nothing will be delivered.';
 
--- Failed probes are numbered, so that their count survives when all but the newest 100 of a delivery are removed.
+-- Failed probes are numbered, so that their count is still known after all but the newest 100 of a delivery are removed.
 CREATE TABLE webhook_probes (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   queue_id uuid NOT NULL,
@@ -199,8 +200,8 @@ CROSS JOIN LATERAL (VALUES
 WHERE q.status = 'failed' AND q.completed_at IS NOT NULL AND a.attempt = q.retry_count;
 COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt: nothing will attempt them again unless asked.';
 
--- What is held. A delivery that is due but may not be claimed is held, and its endpoint says why. The order is that of the
--- reasons: one that is paused is paused, whatever else it is.
+-- Why deliveries are held: due, but not to be claimed. The reason is a state of the endpoint. The first reason that applies
+-- counts: a paused endpoint is paused, whatever its circuit and limits say.
 CREATE VIEW webhook_holds AS
 SELECT c.id AS config_id,
        CASE WHEN NOT c.enabled THEN 'paused'
@@ -209,9 +210,10 @@ SELECT c.id AS config_id,
 FROM webhook_configs c;
 COMMENT ON VIEW webhook_holds IS 'Why due deliveries of an endpoint wait: paused, circuit_open (half open, too), limited (max_in_flight or rate_limit_per_second); NULL: they could be claimed now.';
 
--- The deliveries of an event, its replays, and theirs. All of them carry the event's id, which the caller checks: an event
--- may be named like some other delivery.
--- The cast stands inside a CASE: beside a condition it may be evaluated before it, and is from PostgreSQL 18 on.
+-- The deliveries of an event, with their replays and the replays of these. The caller checks that each row has the event's id,
+-- because an event may be named like some other delivery.
+-- The cast to uuid stands inside a CASE. In an AND it could be evaluated before the condition that guards it, as PostgreSQL 18
+-- does.
 CREATE FUNCTION webhook_deliveries_of_event(p_event_id text) RETURNS SETOF uuid
 LANGUAGE sql STABLE
 SET enable_seqscan = off
@@ -220,7 +222,7 @@ AS $$
   WITH RECURSIVE of_event AS (
     SELECT k.queue_id FROM webhook_event_keys k WHERE k.event_id = p_event_id AND k.event_type <> 'replay'
     UNION
-    -- an event without a name of its own has that of its delivery
+    -- an event that its caller did not name has the id of its delivery
     SELECT own.queue_id
     FROM (SELECT CASE WHEN p_event_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p_event_id::uuid END AS queue_id) AS own
     WHERE own.queue_id IS NOT NULL

@@ -1,12 +1,13 @@
--- Accepting deliveries. The statements that run for every delivery are functions, because a function can pin its plan: the
--- planner must not choose a sequential scan or a sort because statistics are missing or old. It holds behind a pooler too.
+-- Accepting deliveries. Every statement that runs per delivery is a function, because a function can pin its plan: the planner
+-- must not choose a sequential scan or a sort because statistics are missing or old. The pin also holds behind a pooler.
 
--- Stores deliveries and remembers the events that callers named, and replays, in one transaction. p_worker_ids and
--- p_leases_us say who would like to hold which lease, NULL if nobody would. A lease is granted if the endpoint is enabled, its
--- circuit closed, it does not recover, and nothing of it is limited: limits, probes and pacing are left to the claims. Answers
--- the entries that were stored under a lease, with the time from which on it is held, and those that were not stored: with the
--- delivery that the same event made before, and whether that was cancelled; or with NULL if the endpoint has changed or gone
--- since the caller looked (p_config_revisions), who then looks again. Arrays are sorted by the caller by the event's key.
+-- Stores deliveries in one transaction, with the keys of named events and replays.
+-- p_worker_ids and p_leases_us ask for a lease per delivery; NULL asks for none. A lease is granted if the endpoint is enabled,
+-- its circuit is closed, it is not recovering, and it has no limits. Limits, probes and pacing are left to the claims.
+-- Returns a row for each delivery that was stored under a lease, with the start of the lease, and for each that was not stored:
+-- with the delivery that the same event made before, and whether that one was cancelled. NULL instead of that delivery means
+-- that the endpoint has changed or gone since the caller read it (p_config_revisions); the caller then reads it again.
+-- The caller sorts the arrays by the event's key.
 CREATE FUNCTION webhook_enqueue(
   p_queue_ids uuid[], p_event_types text[], p_event_ids text[], p_named boolean[], p_config_ids bigint[],
   p_config_revisions timestamptz[], p_urls text[], p_params text[], p_priorities smallint[], p_max_retries smallint[],
@@ -38,7 +39,7 @@ BEGIN
                 p_worker_ids, p_leases_us)
       AS i (queue_id, event_type, event_id, named, config_id, config_revision, url, params,
             priority, max_retries, scheduled_at, correlation_id, traceparent, replay_of, worker_id, lease_us)
-    -- one by one, whatever the planner believes (OFFSET 0): a batch has few endpoints, the table may have thousands
+    -- OFFSET 0 makes the planner look endpoints up one by one: a batch has few endpoints, the table may have thousands
     CROSS JOIN LATERAL (SELECT * FROM webhook_configs c
                         WHERE c.id = i.config_id AND c.updated_at = i.config_revision AND c.deleted_at IS NULL OFFSET 0) AS c
   ), remembered AS (
@@ -69,7 +70,7 @@ BEGIN
     RETURN QUERY SELECT l.queue_id, NULL::uuid, now(), false FROM unnest(leased_ids) AS l (queue_id);
   END IF;
   IF cardinality(stored_ids) < cardinality(p_queue_ids) THEN
-    -- a new statement, so a new snapshot: it sees the rows that the conflict was with
+    -- a new statement has a new snapshot, which sees the rows that caused the conflict
     RETURN QUERY
     SELECT i.queue_id, k.queue_id, NULL::timestamptz, k.cancelled_at IS NOT NULL
     FROM unnest(p_queue_ids, p_event_types, p_event_ids, p_named, p_config_ids, p_replays)
@@ -85,9 +86,9 @@ COMMENT ON FUNCTION webhook_enqueue(uuid[], text[], text[], boolean[], bigint[],
     smallint[], timestamptz[], text[], text[], uuid[], text[], bigint[])
   IS 'Stores deliveries, each event once for each endpoint, under a lease where one is wanted and can be had; answers those that are leased, and those that it did not store.';
 
--- Sends a delivery that waits to another URL, as what that is: the one that waits is cancelled, and a new one that refers to
--- it is stored, in one transaction. Answers nothing if the delivery does not wait any more; else one row: what webhook_enqueue
--- says, or NULLs where the new delivery is stored.
+-- Sends a waiting delivery to another URL: cancels it and stores a new delivery that refers to it, in one transaction.
+-- Returns no row if the delivery no longer waits. Otherwise returns one row: NULLs if the new delivery is stored, or else what
+-- webhook_enqueue returned.
 CREATE FUNCTION webhook_reroute(
   p_replay_of uuid, p_reason text, p_queue_id uuid, p_event_type text, p_event_id text, p_config_id bigint,
   p_config_revision timestamptz, p_url text, p_params text, p_priority smallint, p_max_retries smallint,
@@ -98,7 +99,7 @@ SET lock_timeout = '10s'
 AS $$
 #variable_conflict use_column
 BEGIN
-  -- an endpoint that has changed since is found before anything is cancelled
+  -- checked before anything is cancelled: the endpoint may have changed since the caller read it
   PERFORM FROM webhook_configs c
   WHERE c.id = p_config_id AND c.updated_at = p_config_revision AND c.deleted_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
@@ -115,10 +116,10 @@ BEGIN
     ARRAY[p_traceparent], ARRAY[p_replay_of], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[]) AS e ON true;
   IF NOT EXISTS (SELECT FROM webhook_event_keys k
                  WHERE k.event_id = p_replay_of::text AND k.event_type = 'replay' AND k.config_id = p_config_id) THEN
-    -- it has changed in this very moment: nothing is done
+    -- the endpoint has changed at this moment: nothing is done
     RAISE EXCEPTION 'the endpoint has changed' USING ERRCODE = 'serialization_failure';
   END IF;
-  -- the event is the new delivery's from now on: whoever sends it again is told of that one
+  -- the event's key now belongs to the new delivery: whoever sends the event again gets that id
   UPDATE webhook_event_keys k SET queue_id = p_queue_id, cancelled_at = NULL
   WHERE k.event_id = p_event_id AND k.config_id = p_config_id AND k.queue_id = p_replay_of AND k.event_type <> 'replay';
 END $$;

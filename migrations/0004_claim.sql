@@ -1,7 +1,7 @@
--- Taking leases, and giving back those that nobody uses.
+-- Leases: how claims take them, and how unused ones are given back.
 
--- Makes ready what was scheduled for a time that has come. So a claim never steps over a million future retries.
--- Answers how many, and the microseconds until the next one is due, NULL if none is scheduled.
+-- Makes scheduled deliveries ready when they are due, so that a claim never steps over a million future retries.
+-- Returns the number of deliveries and the microseconds until the next one is due, NULL if none is scheduled.
 CREATE FUNCTION webhook_promote(p_limit int) RETURNS TABLE (promoted bigint, next_due_us bigint)
 LANGUAGE plpgsql
 SET lock_timeout = '10s'
@@ -29,17 +29,17 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_promote IS 'Makes ready what was scheduled for a time that has come.';
 
--- How many attempts a second may begin at an endpoint whose circuit has just closed: 10 in the first second, twice as many
--- in each one after, for ten seconds. NULL: as many as its limits allow.
+-- How many attempts per second may begin at an endpoint whose circuit has just closed: 10 in the first second, then twice as
+-- many in each second, for ten seconds. NULL: as many as its limits allow.
 CREATE FUNCTION webhook_ramp_rate(p_state text, p_changed_at timestamptz) RETURNS int
 LANGUAGE sql STABLE
 RETURN CASE WHEN p_state = 'closed' AND p_changed_at > now() - interval '10 seconds' AND p_changed_at < now() + interval '1 second'
             THEN (10 * 2 ^ floor(greatest(extract(epoch FROM now() - p_changed_at), 0)))::int END;
 COMMENT ON FUNCTION webhook_ramp_rate IS 'The rate to which an endpoint is limited while it recovers.';
 
--- The delivery to probe an open circuit with: near the front of the line, one for a URL that the endpoint still has, which has
--- used up no attempt, or at least one for such a URL. A delivery that its receiver never takes must not keep the circuit open,
--- nor one that goes elsewhere. NULL: there is none such, and any will do.
+-- The delivery to probe an open circuit with, near the front of the line. Preferred is one that has used up no attempt and goes
+-- to a URL that the endpoint still has; otherwise any that goes to such a URL. A delivery that its receiver never accepts, or
+-- one that goes elsewhere, must not keep the circuit open. NULL: there is no such delivery, and any other will do.
 CREATE FUNCTION webhook_fresh_probe(p_config_id bigint, p_priority int) RETURNS uuid
 LANGUAGE sql STABLE
 SET enable_sort = off
@@ -65,8 +65,8 @@ RETURN coalesce(
    LIMIT 1));
 COMMENT ON FUNCTION webhook_fresh_probe IS 'The delivery that an open circuit is best probed with.';
 
--- Where the front of a long line ends, NULL if it is not long. What is under a lease is in the front, since claims begin
--- there: so millions of waiting deliveries need not be looked at to find the leases that have expired.
+-- Where the front of a long line ends; NULL if the line is not long. Leased deliveries are in the front, because claims begin
+-- there. So expired leases are found without a look at millions of waiting deliveries.
 CREATE FUNCTION webhook_front_end(p_config_id bigint, p_priority int) RETURNS timestamptz
 LANGUAGE sql STABLE
 SET enable_sort = off
@@ -78,12 +78,12 @@ RETURN (SELECT q.ready_since FROM webhook_queue_open q
         ORDER BY q.ready_since OFFSET 20000 LIMIT 1);
 COMMENT ON FUNCTION webhook_front_end IS 'Where the front of an endpoint''s line of ready deliveries ends.';
 
--- How many deliveries of one endpoint a claim may take if its circuit or its limits have a say. Claims take turns at such an
--- endpoint: one that meets another there gets nothing. A claim serves it in its most urgent priority only, so that no room is
--- given twice. A probe waits for more urgent deliveries and for max_in_flight, too; an urgent delivery whose lease has expired
--- counts as waiting. A circuit that has just closed lets traffic grow step by step.
--- Attempts are granted starts ahead, for 100 ms or up to the next one, each 1 / rate after the one before (GCRA). So claims may
--- come late without slowing an endpoint down, and a late claim makes no burst.
+-- How many deliveries a claim may take from an endpoint whose circuit or limits restrict it.
+-- Claims take turns at such an endpoint: a claim that meets another one there gets nothing. A claim serves only the endpoint's
+-- most urgent priority, so that no room is given twice. A probe also waits for more urgent deliveries and for max_in_flight. An
+-- urgent delivery whose lease has expired counts as waiting. After a circuit has closed, traffic grows step by step.
+-- Starts are granted ahead, for 100 ms or up to the next start, each 1 / rate after the previous start (GCRA). A late claim
+-- therefore neither slows the endpoint down nor causes a burst.
 CREATE FUNCTION webhook_room(p_config_id bigint, p_priority int, p_probe boolean) RETURNS int
 LANGUAGE plpgsql
 SET enable_sort = off
@@ -101,7 +101,7 @@ DECLARE
   room numeric := 'infinity';
 BEGIN
   IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_room', p_config_id)) THEN RETURN 0; END IF;
-  -- each statement from here on sees what the claim before has committed
+  -- from here on each statement sees what the previous claim committed
   SELECT c.* INTO config FROM webhook_configs c WHERE c.id = p_config_id;
   IF NOT config.enabled OR (config.circuit_state <> 'closed') <> p_probe OR p_probe AND config.circuit_probe_at > now() OR EXISTS (
     SELECT FROM generate_series(0, p_priority - 1) AS urgent (priority)
@@ -145,15 +145,16 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_room IS 'How many deliveries a claim may take from an endpoint that has limits, or whose circuit is not closed.';
 
--- Starts are granted at most 100 ms ahead, or one: a time further ahead was noted while the clock was.
+-- When the next attempt may start. Starts are granted at most 100 ms ahead, or one start ahead. A noted time further ahead comes
+-- from a clock that was ahead, and is cut down.
 CREATE FUNCTION webhook_next_start(p_noted timestamptz, p_rate int) RETURNS timestamptz
 LANGUAGE sql STABLE
 RETURN CASE WHEN p_noted > now() + interval '1 second' + interval '2 seconds' / p_rate THEN now() ELSE p_noted END;
 COMMENT ON FUNCTION webhook_next_start IS 'When the next attempt may begin at an endpoint whose rate is limited.';
 
--- Notes what a claim has chosen at endpoints with limits, where webhook_room looks for it: all priorities of an endpoint in one
--- row. Answers for each in how many microseconds its attempt may begin; NULL if the rate is not limited. Endpoints that are
--- only probed are not noted.
+-- Notes for webhook_room what a claim has chosen at endpoints with limits, in one row per endpoint for all priorities. Endpoints
+-- that are only probed are not noted. Returns for each delivery in how many microseconds its attempt may begin; NULL if the rate
+-- is not limited.
 CREATE FUNCTION webhook_note_claimed(p_config_ids bigint[], p_priorities smallint[], p_ready_sinces timestamptz[], p_rate_limits int[])
 RETURNS bigint[]
 LANGUAGE plpgsql
@@ -181,7 +182,7 @@ BEGIN
                       ] AS latest,
                  interval '1 second' / max(chosen.rate_limit) AS apart
           FROM chosen GROUP BY chosen.config_id) AS c
-    -- not those that had a limit once: claims would wait for each other there
+    -- leaves out endpoints that no longer have a limit, because claims would wait for each other there
     WHERE s.config_id = c.config_id AND EXISTS (
       SELECT FROM webhook_configs w WHERE w.id = s.config_id AND (c.rate_limit IS NOT NULL OR w.max_in_flight IS NOT NULL))
     RETURNING s.config_id, s.next_start_at - c.chosen * c.apart AS first_start_at, c.apart
@@ -193,19 +194,20 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_note_claimed IS 'Notes what a claim has chosen at endpoints with limits, and paces it.';
 
--- Takes leases for p_worker_ids, one for each entry at most, fairly: for each priority a loose index scan walks the endpoints
--- that have ready deliveries, first those after p_after, then the others, until the batch is full. So an endpoint with a
--- million waiting deliveries costs the others one index probe. Every filter stands before a LIMIT. Priorities are served in
--- their order whatever the plan, and rows are taken by their place, which saves a look-up for each.
--- A delivery whose lease has expired is taken over too. The lost lease is kept as the abandoned one; `abandoned_at` in the
--- answer says since when nobody knows the outcome.
--- p_share bounds what is taken from one endpoint, all priorities together; for those in p_config_ids, p_rooms does. So the
--- caller sees to it that a slow endpoint never holds all of its leases.
--- With p_held it takes instead the expired leases of endpoints that are held (disabled, or their circuit is not closed), which
--- would otherwise stay leased. Only the front of each line is looked at: claims begin there.
--- p_floors are hints: at the endpoint and priority of each of p_floor_keys (config_id * 4 + priority) nothing waits that has
--- been ready for longer. The scan then begins there, and does not step over the index entries of what was claimed before,
--- which stay for as long as a transaction elsewhere might still want to see them.
+-- Takes leases for p_worker_ids, at most one per entry, fairly among endpoints.
+-- For each priority, a loose index scan walks the endpoints that have ready deliveries, first those after p_after, then the
+-- others, until the batch is full. So an endpoint with a million waiting deliveries costs the others one index probe. Every
+-- filter stands before a LIMIT. Priorities are served in their order whatever the plan, and rows are locked by their ctid, which
+-- saves a look-up per row.
+-- A delivery whose lease has expired is taken over. The lost lease is kept as the abandoned one. `abandoned_at` in the result is
+-- when that lease was taken.
+-- p_share bounds what is taken from one endpoint, all priorities together. For the endpoints in p_config_ids, p_rooms is the
+-- bound. With these the caller keeps a slow endpoint from holding all of its leases.
+-- With p_held, the expired leases of held endpoints (disabled, or with a circuit that is not closed) are taken instead, which
+-- would otherwise never end. Only the front of each line is searched, because claims begin there.
+-- p_floors are hints. At the endpoint and priority of each p_floor_keys entry (config_id * 4 + priority), no delivery waits that
+-- became ready before the floor. The scan begins there, so it does not step over the index entries of deliveries that were
+-- claimed before. Those entries stay as long as some transaction may still see them.
 CREATE FUNCTION webhook_claim(p_worker_ids text[], p_lease interval, p_after bigint, p_held boolean,
                               p_share int, p_config_ids bigint[], p_rooms int[],
                               p_floor_keys bigint[] DEFAULT '{}', p_floors timestamptz[] DEFAULT '{}')
@@ -227,10 +229,10 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
-  -- the priorities that are chosen from: all together, or one after the other
+  -- the priorities that this round chooses from: first all together, later perhaps one after the other
   most_urgent int := 0;
   least_urgent int := 3;
-  -- what is chosen from these, an entry for each delivery; while a row is locked, its place is name enough for it
+  -- the choice of this round, one entry per delivery; a locked row keeps its ctid, so that identifies it
   tids tid[];
   config_ids bigint[];
   config_revisions timestamptz[];
@@ -239,7 +241,7 @@ DECLARE
   probes boolean[];
   in_flight_limits int[];
   rate_limits int[];
-  -- what was chosen from the priorities before
+  -- the choices of the earlier rounds
   all_tids tid[] := '{}';
   all_config_ids bigint[] := '{}';
   all_config_revisions timestamptz[] := '{}';
@@ -248,14 +250,14 @@ DECLARE
   all_probes boolean[] := '{}';
   all_in_flight_limits int[] := '{}';
   all_rate_limits int[] := '{}';
-  -- the rooms that are left after them
+  -- the rooms that the earlier rounds left
   listed bigint[] := p_config_ids;
   rooms int[] := p_rooms;
   starts_in_us bigint[];
 BEGIN
   LOOP
-    -- chosen as a whole before any is taken, since webhook_room looks at what is in flight
-    -- one list of legs, since of two lists in a join the planner may walk either one first: the most urgent go first
+    -- All deliveries are chosen before any is taken, because webhook_room looks at what is in flight.
+    -- There is one list of legs, most urgent first. The planner could walk a join of two lists in either order.
     WITH due AS (
       SELECT d.tid, e.config_id, e.config_revision, leg.priority::smallint AS priority, d.ready_since,
              e.probe, e.max_in_flight, e.rate_limit_per_second
@@ -266,7 +268,7 @@ BEGIN
         WITH RECURSIVE ring AS (
           SELECT leg.after AS config_id
           UNION ALL
-          -- an endpoint with a floor is not looked for but taken as it comes
+          -- an endpoint with a floor is taken as it comes, without a search
           SELECT coalesce(
             (SELECT q.config_id FROM webhook_queue_open q
              WHERE q.ready_since IS NOT NULL AND q.priority = leg.priority
@@ -287,7 +289,7 @@ BEGIN
                  c.circuit_state <> 'closed' AND NOT p_held AS probe,
                  CASE WHEN c.circuit_state <> 'closed' AND NOT p_held THEN webhook_fresh_probe(c.id, leg.priority) END AS fresh,
                  CASE WHEN p_held THEN webhook_front_end(c.id, leg.priority) END AS front_end,
-                 -- those that are held have no limits: nothing of theirs is attempted
+                 -- limits do not apply to held endpoints: nothing is attempted there
                  CASE WHEN NOT p_held THEN c.max_in_flight END AS max_in_flight,
                  CASE WHEN NOT p_held
                       THEN least(c.rate_limit_per_second, webhook_ramp_rate(c.circuit_state, c.circuit_changed_at)) END AS rate_limit_per_second
@@ -317,8 +319,8 @@ BEGIN
     INTO tids, config_ids, config_revisions, priorities, ready_sinces, probes, in_flight_limits, rate_limits
     FROM due;
 
-    -- an endpoint with deliveries of several priorities may have given its whole room in each: then they are chosen anew,
-    -- one priority after the other, each within what those before have left
+    -- An endpoint with deliveries of several priorities may have given its whole room in each of them. Then the choice is
+    -- made again, one priority after the other, each within the room that the earlier ones left.
     IF most_urgent < least_urgent AND priorities[1] < priorities[cardinality(priorities)] THEN
       IF EXISTS (
         SELECT FROM unnest(config_ids) AS chosen (config_id)
@@ -375,10 +377,10 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_claim IS 'Takes leases on a fair batch of ready deliveries.';
 
--- Gives leases back that nobody uses: their deliveries are ready again, as if nobody had taken them. Each entry names a
--- lease; where p_locked_ats is NULL, it is the one that the delivery was stored under. A lease that was taken over from
--- another is that other one again, which has expired. If the lease that is given back has been taken over itself, the takeover is
--- void: there is no loss to record. Answers the deliveries.
+-- Gives back leases that nobody uses: their deliveries are ready again, as if nobody had taken them. Returns the deliveries.
+-- Each entry names a lease. If p_locked_ats is NULL, it is the lease that the delivery was stored under. If the lease was taken
+-- over from an expired one, the expired one is restored. If the lease has been taken over itself, the takeover is void: there is
+-- no loss to record.
 CREATE FUNCTION webhook_release(p_queue_ids uuid[], p_worker_ids text[], p_locked_ats timestamptz[]) RETURNS SETOF uuid
 LANGUAGE sql
 SET enable_seqscan = off
@@ -388,7 +390,7 @@ SET enable_mergejoin = off
 SET jit = off
 SET lock_timeout = '10s'
 AS $$
-  -- if one was a probe, the next probe is due: a claim has given both the same end
+  -- if one was a probe, the next probe is due now: the claim gave the lease and the next probe the same time
   UPDATE webhook_configs c SET circuit_probe_at = now()
   FROM unnest(p_queue_ids, p_worker_ids) AS r (queue_id, worker_id)
   JOIN webhook_queue_open q ON q.queue_id = r.queue_id AND q.worker_id = r.worker_id AND q.status = 'processing'
@@ -410,14 +412,14 @@ AS $$
   ) AS kept
   WHERE q.queue_id = kept.queue_id AND q.status = 'processing' AND q.locked_at = kept.locked_at
     AND (q.worker_id = kept.worker_id AND q.locked_at = kept.given_back
-         -- taken over after its end, to record a loss that is none: nobody uses that lease either
+         -- taken over after its end to record a loss that did not happen: nobody uses that lease either
          OR q.abandoned_by = kept.worker_id AND q.abandoned_at = kept.given_back)
   RETURNING q.queue_id
 $$;
 COMMENT ON FUNCTION webhook_release IS 'Gives leases back that nobody uses.';
 
--- The same for all leases of workers that are no more, but for the deliveries in p_kept. It reads the whole open partition:
--- it is called after a claim whose answer was lost, and only then.
+-- The same for all leases of worker names that are no longer in use, except for the deliveries in p_kept. It reads the whole
+-- open partition, so it is called only after a claim whose answer was lost.
 CREATE FUNCTION webhook_release_lost_claims(p_worker_ids text[], p_kept uuid[]) RETURNS bigint
 LANGUAGE plpgsql
 SET jit = off

@@ -1,4 +1,4 @@
--- Archives of terminal deliveries, and how long what is remembered lives.
+-- Archives of terminal deliveries: how they are added, indexed, summarized and retired.
 
 CREATE VIEW webhook_archives AS
 SELECT child.relname::text AS archive, to_date(right(child.relname, 8), 'YYYYMMDD') AS archive_day
@@ -7,9 +7,9 @@ JOIN pg_class child ON child.oid = i.inhrelid
 WHERE i.inhparent = 'webhook_queue'::regclass AND child.relname ~ '^webhook_queue_archive_\d{8}$';
 COMMENT ON VIEW webhook_archives IS 'The archive partitions of webhook_queue and their days (UTC).';
 
--- Makes sure that there is an archive for today and for each of the next p_days days (UTC). A process that cannot have the lock
--- soon gives up and tries again later: waiting would hold up every claim behind a long-running reader.
--- Archives are summarized by the count of statistics, which needs it, not by autovacuum.
+-- Ensures that there is an archive for today and for each of the next p_days days (UTC). A process that cannot get the lock soon
+-- gives up and tries again later, because waiting would queue every claim behind a long-running reader.
+-- Archives are summarized by the count of statistics, which needs the summaries, not by autovacuum.
 CREATE FUNCTION webhook_ensure_archives(p_days int) RETURNS int
 LANGUAGE plpgsql
 SET lock_timeout = '250ms'
@@ -35,8 +35,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_ensure_archives IS 'Creates the archives of today and the days ahead where they are missing.';
 
--- Indexes one archive for lists once its day is over, when nothing is written to it any more: settles need not pay for it.
--- Answers whether there was one: a transaction for each, since a long one holds the count of statistics up.
+-- Adds the index for lists to one archive whose day is over. No settle pays for the index, because nothing is written to that
+-- archive any more. Returns whether there was such an archive. Each archive has its own transaction, because a long one delays
+-- the count of statistics.
 CREATE FUNCTION webhook_index_closed_archive() RETURNS boolean
 LANGUAGE plpgsql
 SET lock_timeout = '250ms'
@@ -56,8 +57,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_index_closed_archive IS 'Adds the indexes for lists to an archive whose day is over.';
 
--- Summarizes what has been settled lately, so that counts need not read it again. An archive that is being vacuumed is left
--- for the next time: to wait for its lock would cancel the vacuum, which summarizes it too. Answers how many ranges.
+-- Summarizes new rows of the archives in their BRIN indexes, so that counts read only what they need. An archive that is being
+-- vacuumed is left for the next call: waiting for its lock would cancel the vacuum, which summarizes it too. Returns the number
+-- of ranges.
 CREATE FUNCTION webhook_summarize_archives() RETURNS bigint
 LANGUAGE plpgsql
 SET timezone = 'UTC'
@@ -77,11 +79,10 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_summarize_archives IS 'Lets counts of statistics pass over what was counted.';
 
--- Records: how long what is remembered lives, what is found where, and what is held.
--- Retention. What guards a delivery lives exactly as long as the delivery can be found: an event's key and the failed probes
--- go with the archive of their delivery, the key of a replay goes with the archive of the delivery that it repeats. An
--- event that was replayed is the replay's from then on, for as long as that can be found. So
--- nothing that can still be found, replayed or sent is accepted a second time, and nothing is forgotten by its age alone.
+-- Retention. Keys and failed probes are kept exactly as long as their delivery can be found. An event's key and the failed probes
+-- go with the archive of their delivery. The key of a replay goes with the archive of the delivery that was replayed. After a
+-- replay, the event's key belongs to the replay and is kept as long as that can be found. So nothing that can still be found,
+-- replayed or sent is accepted a second time, and nothing is forgotten because of its age alone.
 CREATE TABLE webhook_retired_archives (
   archive text PRIMARY KEY,
   retired_at timestamptz NOT NULL DEFAULT now(),
@@ -94,9 +95,9 @@ COMMENT ON COLUMN webhook_retired_archives.retired_at IS 'When it was detached: 
 COMMENT ON COLUMN webhook_retired_archives.forgotten_upto IS 'Up to this queue_id the keys and failed probes of its deliveries are forgotten; NULL: none are yet.';
 COMMENT ON COLUMN webhook_retired_archives.dropped_at IS 'When its table was dropped; NULL: that is yet to be done.';
 
--- Detaches the archives whose whole day lies before now() - p_retention, the oldest first, and answers their names. All
--- processes together detach at most p_per_hour in an hour: a clock that is months ahead, or a retention that was mistyped,
--- must not cost the whole history before someone sees it.
+-- Detaches the archives whose whole day lies before now() - p_retention, oldest first, and returns their names. All processes
+-- together detach at most p_per_hour archives per hour: a clock that is months ahead, or a mistyped retention, must not cost the
+-- whole history before someone notices.
 CREATE FUNCTION webhook_retire_archives(p_retention interval, p_per_hour int) RETURNS SETOF text
 LANGUAGE plpgsql
 SET lock_timeout = '250ms'
@@ -121,9 +122,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_retire_archives IS 'Retention: detaches old archives, a few in an hour.';
 
--- Forgets the keys and failed probes of the next p_limit deliveries of the oldest detached archive; drops the archive once
--- there are none left. Each call is a transaction, and the next one goes on where it ended, whoever makes it. No row: nothing
--- is left to do, or another process is at it.
+-- Deletes the keys and failed probes of the next p_limit deliveries of the oldest detached archive, and drops the archive when
+-- none are left. Each call is a transaction; the next call, by any process, continues where it ended. Returns no row if nothing
+-- is left to do or another process is doing it.
 CREATE FUNCTION webhook_forget_retired(p_limit int) RETURNS TABLE (archive text, keys bigint, dropped boolean)
 LANGUAGE plpgsql
 SET lock_timeout = '250ms'
@@ -141,7 +142,7 @@ BEGIN
   IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_retired_archives', 0)) THEN RETURN; END IF;
   SELECT r.* INTO retired FROM webhook_retired_archives r WHERE r.dropped_at IS NULL ORDER BY r.archive LIMIT 1;
   IF NOT FOUND THEN RETURN; END IF;
-  -- someone may have dropped it by hand, or attached it again
+  -- the archive may have been dropped or attached again by hand
   IF to_regclass(retired.archive) IS NOT NULL AND NOT EXISTS (SELECT FROM webhook_archives a WHERE a.archive = retired.archive) THEN
     EXECUTE format($step$
       WITH batch AS MATERIALIZED (
@@ -176,7 +177,7 @@ BEGIN
       RETURN QUERY SELECT retired.archive, keys_forgotten, false;
       RETURN;
     END IF;
-    -- outages that ended before that day are past the retention, too
+    -- outages that ended before that day are also past the retention
     DELETE FROM webhook_circuit_openings o WHERE o.closed_at < to_date(right(retired.archive, 8), 'YYYYMMDD')::timestamptz;
     EXECUTE format('DROP TABLE %I', retired.archive);
   END IF;

@@ -1,7 +1,7 @@
--- What is counted: terminal deliveries once, open ones as they are.
+-- Statistics: terminal deliveries are counted once, open ones as they are now.
 
--- Facts about terminal deliveries and their attempts, counted by period. A period is a minute while it is young, later
--- an hour, later a day, but a fact is in one period only: a sum over all periods from some time on is exact.
+-- Facts about terminal deliveries and their attempts, counted by period. A recent period is a minute, an older one an hour, the
+-- oldest ones are days. A fact is in one period only, so a sum over all periods from some time on is exact.
 CREATE TABLE webhook_statistics (
   config_id bigint NOT NULL,
   period_start timestamptz NOT NULL,
@@ -31,18 +31,18 @@ COMMENT ON COLUMN webhook_statistics_progress.counted_before IS 'Deliveries sett
 COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When the latest of them ended, or now() where that was later.';
 INSERT INTO webhook_statistics_progress (counted_before, counted_at) VALUES (0, '-infinity');
 
--- Three significant digits: exact below a second, and at most 2,800 different values up to 5 minutes.
+-- Rounds to three significant digits: exact below one second, and at most 2,800 different values up to 5 minutes.
 CREATE FUNCTION webhook_rounded_duration(p_ms int) RETURNS int LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN p_ms IS NULL THEN -1 WHEN p_ms < 1000 THEN p_ms WHEN p_ms < 10000 THEN p_ms / 10 * 10
             WHEN p_ms < 100000 THEN p_ms / 100 * 100 ELSE p_ms / 1000 * 1000 END;
 COMMENT ON FUNCTION webhook_rounded_duration IS 'A duration in milliseconds to three significant digits; -1 for an unknown one.';
 
--- The facts of the deliveries that were settled in transactions from p_from up to, but not including, p_before. Facts of
--- deliveries that are alike and ended in the same minute, as most are, are one row: `occurrences` says how many there are. Most
--- deliveries have made one attempt, whose duration needs no search.
--- completed_at is the start of a settle's transaction, and settles are short: what is settled in a later transaction than a
--- delivery that ended at p_since ended at most a little before it. A day's margin leaves no archive out. The time from which on
--- archives are read is a literal of the statement, so that the others are not even planned or locked, however many there are.
+-- The facts of the deliveries that were settled in transactions from p_from up to, but not including, p_before. Equal facts of
+-- the same minute are one row, and `occurrences` is their number. Most deliveries have one attempt, whose duration is found
+-- without a search.
+-- completed_at is the start of the settle's transaction, and settles are short. So a delivery that was settled in a later
+-- transaction than one that ended at p_since ended at most a little before p_since; a margin of a day covers that. The time from
+-- which on archives are read is a literal in the statement, so that older archives are neither planned nor locked.
 CREATE FUNCTION webhook_facts(p_from bigint, p_before bigint, p_since timestamptz)
 RETURNS TABLE (config_id bigint, period_start timestamptz, fact text, duration_ms int, occurrences bigint, latest timestamptz)
 LANGUAGE plpgsql STABLE
@@ -55,7 +55,7 @@ BEGIN
     SELECT alike.config_id, alike.period_start, f.fact, f.duration_ms, alike.deliveries, alike.latest
     FROM (
       SELECT q.config_id, date_trunc('minute', q.completed_at, 'UTC') AS period_start, q.status, q.retry_count,
-             -- a cancelled delivery was waiting for the attempt that its retry count names
+             -- a cancelled delivery was still waiting for the attempt with the number retry_count
              q.retry_count - CASE q.status WHEN 'cancelled' THEN 1 ELSE 0 END AS last_attempt,
              q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
              q.retry_4_duration_ms, q.retry_5_duration_ms, q.retry_6_duration_ms,
@@ -80,12 +80,12 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_facts IS 'What the statistics count, of the deliveries settled in a range of transactions.';
 
--- Counts what has been settled since the last time, of at most p_transactions transactions, so that a long gap is closed in
--- short steps. Transactions below the oldest one still under way can gain no more rows, so each delivery is counted once,
--- whatever the order of commits. Answers how many deliveries it counted and whether none are left to count; no row if another
--- process is at it, or has counted deliveries that ended within p_recent.
--- `counted_at` is never ahead of now(): after the clock was ahead once, what ended since would be left out. It is put right even
--- if nothing is new: whatever ends from then on is within the day's margin of webhook_facts.
+-- Counts the deliveries that were settled since the last call, in at most p_transactions transactions, so that a long gap is
+-- closed in short steps. Transactions below the oldest one still under way cannot add rows any more, so each delivery is counted
+-- once, whatever the order of commits. Returns how many deliveries were counted and whether none are left. Returns no row if
+-- another process is counting, or has counted deliveries that ended within p_recent.
+-- `counted_at` is never ahead of now(). Otherwise, after the clock had been ahead, later deliveries would be left out. It is
+-- corrected even if nothing is new, so that whatever ends from then on is within the margin of webhook_facts.
 CREATE FUNCTION webhook_count_statistics(p_transactions bigint, p_recent interval DEFAULT '0')
 RETURNS TABLE (counted bigint, caught_up boolean)
 LANGUAGE plpgsql
@@ -105,7 +105,7 @@ BEGIN
   was_ahead := progress.counted_at > now();
   horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
   IF horizon < progress.counted_before THEN
-    -- restored from a dump into a cluster that numbers its transactions anew: count everything once more
+    -- the database was restored from a dump into a cluster with lower transaction ids: count everything again
     UPDATE webhook_queue SET settled_in = 0 WHERE completed_at IS NOT NULL AND settled_in >= horizon;
     DELETE FROM webhook_statistics;
     progress.counted_before := 0;
@@ -121,14 +121,14 @@ BEGIN
   ), added AS (
     INSERT INTO webhook_statistics AS s
     SELECT config_id, period_start, fact, duration_ms, occurrences, duration_total_ms FROM summed
-    -- the order of the primary key, which is filled faster so
+    -- the order of the primary key, which makes inserts faster
     ORDER BY 1, 2, 3, 4
     ON CONFLICT (config_id, period_start, fact, duration_ms) DO UPDATE
     SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
   )
   SELECT coalesce(sum(occurrences), 0), coalesce(max(latest), progress.counted_at) INTO newly_counted, progress.counted_at
   FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
-  -- an idle queue is left without a write
+  -- nothing is written while the queue is idle
   IF newly_counted > 0 OR upto < horizon OR was_ahead THEN
     UPDATE webhook_statistics_progress
     SET counted_before = upto, counted_at = least(progress.counted_at, now());
@@ -137,7 +137,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_count_statistics IS 'Brings webhook_statistics up to date.';
 
--- Merges minutes older than 3 hours into hours, and hours older than 3 days into days. Answers how many rows it merged.
+-- Merges minutes older than 3 hours into hours, and hours older than 3 days into days. Returns how many rows it merged.
 CREATE FUNCTION webhook_coarsen_statistics() RETURNS bigint
 LANGUAGE plpgsql
 SET timezone = 'UTC'
@@ -168,7 +168,8 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_coarsen_statistics IS 'Merges old minutes into hours and old hours into days.';
 
--- Forgets the statistics of archives that are no more: apart from their drop, which holds up all settles. Answers how many rows.
+-- Deletes the statistics of archives that no longer exist. Returns the number of rows. This is not part of the drop of an
+-- archive, because that blocks all settles.
 CREATE FUNCTION webhook_forget_statistics() RETURNS bigint
 LANGUAGE plpgsql
 SET timezone = 'UTC'
@@ -184,8 +185,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: forgets the statistics of dropped archives.';
 
--- How much is open, and the age of the oldest of it, by state: ready, scheduled, processing, and the reasons of what is held.
--- Age counts from when the delivery could be claimed; for what is held from when it was due, which no failed probe renews.
+-- Open deliveries by state, each state with the age of its oldest delivery. The states are ready, scheduled, processing, and the
+-- reasons why deliveries are held. Age counts from when the delivery could be claimed. For a held delivery it counts from when it
+-- was due, which a failed probe does not change.
 CREATE FUNCTION webhook_open_deliveries(p_config_id bigint) RETURNS TABLE (state text, deliveries bigint, oldest_us bigint)
 LANGUAGE sql STABLE
 SET jit = off
@@ -205,9 +207,10 @@ AS $$
 $$;
 COMMENT ON FUNCTION webhook_open_deliveries IS 'How much is open, and how old it is: ready, scheduled, processing, and held by its reason.';
 
--- All facts of terminal deliveries in a window and of the open ones as they are now, each counted once: what is counted
--- already, the rest of the archives, and the open partition, which is read once; in one snapshot. A window begins on a whole
--- minute; on a whole hour if it is longer than 3 hours, on a whole day (UTC) if it is longer than 3 days.
+-- All facts about the terminal deliveries of a window and about the open ones as they are now, each counted once, in one
+-- snapshot. They come from the statistics, from the part of the archives that is not counted yet, and from one read of the open
+-- partition. A window begins on a whole minute; on a whole hour if it is longer than 3 hours, on a whole day (UTC) if it is
+-- longer than 3 days.
 CREATE FUNCTION webhook_statistics_and_holds(p_config_id bigint, p_window interval)
 RETURNS TABLE (counted_from timestamptz, fact text, duration_ms int, occurrences bigint, duration_total_ms bigint, oldest_us bigint)
 LANGUAGE plpgsql STABLE
@@ -242,7 +245,7 @@ BEGIN
            CASE WHEN o.state IS NULL THEN CASE WHEN h.held_by IS NULL THEN o.ready_since ELSE o.due_since END END
     FROM open_alike o LEFT JOIN webhook_holds h ON h.config_id = o.config_id
     UNION ALL
-    SELECT 'ready', -1, 0, 0, NULL  -- so that `counted_from` is told even of nothing
+    SELECT 'ready', -1, 0, 0, NULL  -- so that `counted_from` is returned even if nothing is counted
     UNION ALL
     SELECT CASE a.attempt WHEN 0 THEN 'attempt' ELSE 'retry' END, webhook_rounded_duration(a.duration_ms), o.deliveries,
            coalesce(o.deliveries * a.duration_ms, 0), NULL
@@ -258,8 +261,8 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_statistics_and_holds IS 'Deliveries and attempts of a window, or of the whole retention (NULL), counted exactly; open ones by what they wait for, with the age of the oldest.';
 
--- How long the oldest delivery has waited that a worker could claim now, in microseconds: by a walk over the endpoints.
--- Those with limits are left out: at their own pace deliveries may wait for as long as they do.
+-- How long the oldest claimable delivery has waited, in microseconds, found by a walk over the endpoints. Endpoints with limits
+-- are left out, because their deliveries may rightly wait long.
 CREATE FUNCTION webhook_oldest_ready_us(p_config_id bigint) RETURNS bigint
 LANGUAGE sql STABLE
 SET enable_sort = off

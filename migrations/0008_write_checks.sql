@@ -1,10 +1,10 @@
--- Whether anything can be stored is found out by storing something: a full disk, a standby and a commit that waits for
--- a replica all answer questions as ever.
+-- Write checks: only a write shows whether writes work. A full disk, a standby, and a primary whose commits wait for a replica
+-- all answer reads as usual.
 
 CREATE TABLE webhook_write_checks (
     filler bytea NOT NULL
 )
--- Room that a vacuum has found would be used again, and then no check would notice that a file cannot grow.
+-- Without vacuum no space is reused, so each check makes the file grow and notices if it cannot.
 WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off);
 ALTER TABLE webhook_write_checks ALTER COLUMN filler SET STORAGE EXTERNAL;
 
@@ -18,13 +18,13 @@ CREATE FUNCTION webhook_check_writes() RETURNS integer
     SET lock_timeout = '2s'
 AS $$
 BEGIN
-    -- What was written and deleted lies there until now.
+    -- Deleted rows stay in the table until this truncates it.
     IF pg_total_relation_size('webhook_write_checks') > 8 * 1024 * 1024 THEN
         BEGIN
             LOCK TABLE webhook_write_checks IN ACCESS EXCLUSIVE MODE NOWAIT;
             TRUNCATE webhook_write_checks;
         EXCEPTION
-            -- another process checks at this moment
+            -- another process is checking at this moment
             WHEN lock_not_available THEN NULL;
         END;
     END IF;

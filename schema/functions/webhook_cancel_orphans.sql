@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Cancels open deliveries of deleted endpoints, at most p_limit. Those under a lease are left until it ends.
+-- Cancels at most p_limit open deliveries of deleted endpoints. Leased deliveries are left until their lease ends.
 CREATE OR REPLACE FUNCTION webhook_cancel_orphans(p_limit integer)
  RETURNS bigint
  LANGUAGE plpgsql

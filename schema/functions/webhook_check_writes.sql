@@ -6,13 +6,13 @@ CREATE OR REPLACE FUNCTION webhook_check_writes()
  SET lock_timeout TO '2s'
 AS $function$
 BEGIN
-    -- What was written and deleted lies there until now.
+    -- Deleted rows stay in the table until this truncates it.
     IF pg_total_relation_size('webhook_write_checks') > 8 * 1024 * 1024 THEN
         BEGIN
             LOCK TABLE webhook_write_checks IN ACCESS EXCLUSIVE MODE NOWAIT;
             TRUNCATE webhook_write_checks;
         EXCEPTION
-            -- another process checks at this moment
+            -- another process is checking at this moment
             WHEN lock_not_available THEN NULL;
         END;
     END IF;

@@ -1,18 +1,19 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Takes leases for p_worker_ids, one for each entry at most, fairly: for each priority a loose index scan walks the endpoints
--- that have ready deliveries, first those after p_after, then the others, until the batch is full. So an endpoint with a
--- million waiting deliveries costs the others one index probe. Every filter stands before a LIMIT. Priorities are served in
--- their order whatever the plan, and rows are taken by their place, which saves a look-up for each.
--- A delivery whose lease has expired is taken over too. The lost lease is kept as the abandoned one; `abandoned_at` in the
--- answer says since when nobody knows the outcome.
--- p_share bounds what is taken from one endpoint, all priorities together; for those in p_config_ids, p_rooms does. So the
--- caller sees to it that a slow endpoint never holds all of its leases.
--- With p_held it takes instead the expired leases of endpoints that are held (disabled, or their circuit is not closed), which
--- would otherwise stay leased. Only the front of each line is looked at: claims begin there.
--- p_floors are hints: at the endpoint and priority of each of p_floor_keys (config_id * 4 + priority) nothing waits that has
--- been ready for longer. The scan then begins there, and does not step over the index entries of what was claimed before,
--- which stay for as long as a transaction elsewhere might still want to see them.
+-- Takes leases for p_worker_ids, at most one per entry, fairly among endpoints.
+-- For each priority, a loose index scan walks the endpoints that have ready deliveries, first those after p_after, then the
+-- others, until the batch is full. So an endpoint with a million waiting deliveries costs the others one index probe. Every
+-- filter stands before a LIMIT. Priorities are served in their order whatever the plan, and rows are locked by their ctid, which
+-- saves a look-up per row.
+-- A delivery whose lease has expired is taken over. The lost lease is kept as the abandoned one. `abandoned_at` in the result is
+-- when that lease was taken.
+-- p_share bounds what is taken from one endpoint, all priorities together. For the endpoints in p_config_ids, p_rooms is the
+-- bound. With these the caller keeps a slow endpoint from holding all of its leases.
+-- With p_held, the expired leases of held endpoints (disabled, or with a circuit that is not closed) are taken instead, which
+-- would otherwise never end. Only the front of each line is searched, because claims begin there.
+-- p_floors are hints. At the endpoint and priority of each p_floor_keys entry (config_id * 4 + priority), no delivery waits that
+-- became ready before the floor. The scan begins there, so it does not step over the index entries of deliveries that were
+-- claimed before. Those entries stay as long as some transaction may still see them.
 CREATE OR REPLACE FUNCTION webhook_claim(p_worker_ids text[], p_lease interval, p_after bigint, p_held boolean, p_share integer, p_config_ids bigint[], p_rooms integer[], p_floor_keys bigint[] DEFAULT '{}'::bigint[], p_floors timestamp with time zone[] DEFAULT '{}'::timestamp with time zone[])
  RETURNS TABLE(queue_id uuid, config_id bigint, config_revision timestamp with time zone, event_id text, webhook_url text, traceparent text, retry_count smallint, max_retries smallint, worker_id text, locked_at timestamp with time zone, abandoned_at timestamp with time zone, waited_us bigint, priority smallint, ready_since timestamp with time zone, probe boolean, in_flight_limited boolean, starts_in_us bigint)
  LANGUAGE plpgsql
@@ -27,10 +28,10 @@ CREATE OR REPLACE FUNCTION webhook_claim(p_worker_ids text[], p_lease interval, 
 AS $function$
 #variable_conflict use_column
 DECLARE
-  -- the priorities that are chosen from: all together, or one after the other
+  -- the priorities that this round chooses from: first all together, later perhaps one after the other
   most_urgent int := 0;
   least_urgent int := 3;
-  -- what is chosen from these, an entry for each delivery; while a row is locked, its place is name enough for it
+  -- the choice of this round, one entry per delivery; a locked row keeps its ctid, so that identifies it
   tids tid[];
   config_ids bigint[];
   config_revisions timestamptz[];
@@ -39,7 +40,7 @@ DECLARE
   probes boolean[];
   in_flight_limits int[];
   rate_limits int[];
-  -- what was chosen from the priorities before
+  -- the choices of the earlier rounds
   all_tids tid[] := '{}';
   all_config_ids bigint[] := '{}';
   all_config_revisions timestamptz[] := '{}';
@@ -48,14 +49,14 @@ DECLARE
   all_probes boolean[] := '{}';
   all_in_flight_limits int[] := '{}';
   all_rate_limits int[] := '{}';
-  -- the rooms that are left after them
+  -- the rooms that the earlier rounds left
   listed bigint[] := p_config_ids;
   rooms int[] := p_rooms;
   starts_in_us bigint[];
 BEGIN
   LOOP
-    -- chosen as a whole before any is taken, since webhook_room looks at what is in flight
-    -- one list of legs, since of two lists in a join the planner may walk either one first: the most urgent go first
+    -- All deliveries are chosen before any is taken, because webhook_room looks at what is in flight.
+    -- There is one list of legs, most urgent first. The planner could walk a join of two lists in either order.
     WITH due AS (
       SELECT d.tid, e.config_id, e.config_revision, leg.priority::smallint AS priority, d.ready_since,
              e.probe, e.max_in_flight, e.rate_limit_per_second
@@ -66,7 +67,7 @@ BEGIN
         WITH RECURSIVE ring AS (
           SELECT leg.after AS config_id
           UNION ALL
-          -- an endpoint with a floor is not looked for but taken as it comes
+          -- an endpoint with a floor is taken as it comes, without a search
           SELECT coalesce(
             (SELECT q.config_id FROM webhook_queue_open q
              WHERE q.ready_since IS NOT NULL AND q.priority = leg.priority
@@ -87,7 +88,7 @@ BEGIN
                  c.circuit_state <> 'closed' AND NOT p_held AS probe,
                  CASE WHEN c.circuit_state <> 'closed' AND NOT p_held THEN webhook_fresh_probe(c.id, leg.priority) END AS fresh,
                  CASE WHEN p_held THEN webhook_front_end(c.id, leg.priority) END AS front_end,
-                 -- those that are held have no limits: nothing of theirs is attempted
+                 -- limits do not apply to held endpoints: nothing is attempted there
                  CASE WHEN NOT p_held THEN c.max_in_flight END AS max_in_flight,
                  CASE WHEN NOT p_held
                       THEN least(c.rate_limit_per_second, webhook_ramp_rate(c.circuit_state, c.circuit_changed_at)) END AS rate_limit_per_second
@@ -117,8 +118,8 @@ BEGIN
     INTO tids, config_ids, config_revisions, priorities, ready_sinces, probes, in_flight_limits, rate_limits
     FROM due;
 
-    -- an endpoint with deliveries of several priorities may have given its whole room in each: then they are chosen anew,
-    -- one priority after the other, each within what those before have left
+    -- An endpoint with deliveries of several priorities may have given its whole room in each of them. Then the choice is
+    -- made again, one priority after the other, each within the room that the earlier ones left.
     IF most_urgent < least_urgent AND priorities[1] < priorities[cardinality(priorities)] THEN
       IF EXISTS (
         SELECT FROM unnest(config_ids) AS chosen (config_id)

@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Merges minutes older than 3 hours into hours, and hours older than 3 days into days. Answers how many rows it merged.
+-- Merges minutes older than 3 hours into hours, and hours older than 3 days into days. Returns how many rows it merged.
 CREATE OR REPLACE FUNCTION webhook_coarsen_statistics()
  RETURNS bigint
  LANGUAGE plpgsql

@@ -1,11 +1,11 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Counts what has been settled since the last time, of at most p_transactions transactions, so that a long gap is closed in
--- short steps. Transactions below the oldest one still under way can gain no more rows, so each delivery is counted once,
--- whatever the order of commits. Answers how many deliveries it counted and whether none are left to count; no row if another
--- process is at it, or has counted deliveries that ended within p_recent.
--- `counted_at` is never ahead of now(): after the clock was ahead once, what ended since would be left out. It is put right even
--- if nothing is new: whatever ends from then on is within the day's margin of webhook_facts.
+-- Counts the deliveries that were settled since the last call, in at most p_transactions transactions, so that a long gap is
+-- closed in short steps. Transactions below the oldest one still under way cannot add rows any more, so each delivery is counted
+-- once, whatever the order of commits. Returns how many deliveries were counted and whether none are left. Returns no row if
+-- another process is counting, or has counted deliveries that ended within p_recent.
+-- `counted_at` is never ahead of now(). Otherwise, after the clock had been ahead, later deliveries would be left out. It is
+-- corrected even if nothing is new, so that whatever ends from then on is within the margin of webhook_facts.
 CREATE OR REPLACE FUNCTION webhook_count_statistics(p_transactions bigint, p_recent interval DEFAULT '00:00:00'::interval)
  RETURNS TABLE(counted bigint, caught_up boolean)
  LANGUAGE plpgsql
@@ -25,7 +25,7 @@ BEGIN
   was_ahead := progress.counted_at > now();
   horizon := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
   IF horizon < progress.counted_before THEN
-    -- restored from a dump into a cluster that numbers its transactions anew: count everything once more
+    -- the database was restored from a dump into a cluster with lower transaction ids: count everything again
     UPDATE webhook_queue SET settled_in = 0 WHERE completed_at IS NOT NULL AND settled_in >= horizon;
     DELETE FROM webhook_statistics;
     progress.counted_before := 0;
@@ -41,14 +41,14 @@ BEGIN
   ), added AS (
     INSERT INTO webhook_statistics AS s
     SELECT config_id, period_start, fact, duration_ms, occurrences, duration_total_ms FROM summed
-    -- the order of the primary key, which is filled faster so
+    -- the order of the primary key, which makes inserts faster
     ORDER BY 1, 2, 3, 4
     ON CONFLICT (config_id, period_start, fact, duration_ms) DO UPDATE
     SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
   )
   SELECT coalesce(sum(occurrences), 0), coalesce(max(latest), progress.counted_at) INTO newly_counted, progress.counted_at
   FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
-  -- an idle queue is left without a write
+  -- nothing is written while the queue is idle
   IF newly_counted > 0 OR upto < horizon OR was_ahead THEN
     UPDATE webhook_statistics_progress
     SET counted_before = upto, counted_at = least(progress.counted_at, now());

@@ -1,8 +1,9 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- The deliveries of an event, its replays, and theirs. All of them carry the event's id, which the caller checks: an event
--- may be named like some other delivery.
--- The cast stands inside a CASE: beside a condition it may be evaluated before it, and is from PostgreSQL 18 on.
+-- The deliveries of an event, with their replays and the replays of these. The caller checks that each row has the event's id,
+-- because an event may be named like some other delivery.
+-- The cast to uuid stands inside a CASE. In an AND it could be evaluated before the condition that guards it, as PostgreSQL 18
+-- does.
 CREATE OR REPLACE FUNCTION webhook_deliveries_of_event(p_event_id text)
  RETURNS SETOF uuid
  LANGUAGE sql
@@ -13,7 +14,7 @@ AS $function$
   WITH RECURSIVE of_event AS (
     SELECT k.queue_id FROM webhook_event_keys k WHERE k.event_id = p_event_id AND k.event_type <> 'replay'
     UNION
-    -- an event without a name of its own has that of its delivery
+    -- an event that its caller did not name has the id of its delivery
     SELECT own.queue_id
     FROM (SELECT CASE WHEN p_event_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p_event_id::uuid END AS queue_id) AS own
     WHERE own.queue_id IS NOT NULL

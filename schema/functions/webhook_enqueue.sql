@@ -1,11 +1,12 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Stores deliveries and remembers the events that callers named, and replays, in one transaction. p_worker_ids and
--- p_leases_us say who would like to hold which lease, NULL if nobody would. A lease is granted if the endpoint is enabled, its
--- circuit closed, it does not recover, and nothing of it is limited: limits, probes and pacing are left to the claims. Answers
--- the entries that were stored under a lease, with the time from which on it is held, and those that were not stored: with the
--- delivery that the same event made before, and whether that was cancelled; or with NULL if the endpoint has changed or gone
--- since the caller looked (p_config_revisions), who then looks again. Arrays are sorted by the caller by the event's key.
+-- Stores deliveries in one transaction, with the keys of named events and replays.
+-- p_worker_ids and p_leases_us ask for a lease per delivery; NULL asks for none. A lease is granted if the endpoint is enabled,
+-- its circuit is closed, it is not recovering, and it has no limits. Limits, probes and pacing are left to the claims.
+-- Returns a row for each delivery that was stored under a lease, with the start of the lease, and for each that was not stored:
+-- with the delivery that the same event made before, and whether that one was cancelled. NULL instead of that delivery means
+-- that the endpoint has changed or gone since the caller read it (p_config_revisions); the caller then reads it again.
+-- The caller sorts the arrays by the event's key.
 CREATE OR REPLACE FUNCTION webhook_enqueue(p_queue_ids uuid[], p_event_types text[], p_event_ids text[], p_named boolean[], p_config_ids bigint[], p_config_revisions timestamp with time zone[], p_urls text[], p_params text[], p_priorities smallint[], p_max_retries smallint[], p_scheduled_ats timestamp with time zone[], p_correlation_ids text[], p_traceparents text[], p_replays uuid[], p_worker_ids text[], p_leases_us bigint[])
  RETURNS TABLE(queue_id uuid, first_queue_id uuid, locked_at timestamp with time zone, first_cancelled boolean)
  LANGUAGE plpgsql
@@ -33,7 +34,7 @@ BEGIN
                 p_worker_ids, p_leases_us)
       AS i (queue_id, event_type, event_id, named, config_id, config_revision, url, params,
             priority, max_retries, scheduled_at, correlation_id, traceparent, replay_of, worker_id, lease_us)
-    -- one by one, whatever the planner believes (OFFSET 0): a batch has few endpoints, the table may have thousands
+    -- OFFSET 0 makes the planner look endpoints up one by one: a batch has few endpoints, the table may have thousands
     CROSS JOIN LATERAL (SELECT * FROM webhook_configs c
                         WHERE c.id = i.config_id AND c.updated_at = i.config_revision AND c.deleted_at IS NULL OFFSET 0) AS c
   ), remembered AS (
@@ -64,7 +65,7 @@ BEGIN
     RETURN QUERY SELECT l.queue_id, NULL::uuid, now(), false FROM unnest(leased_ids) AS l (queue_id);
   END IF;
   IF cardinality(stored_ids) < cardinality(p_queue_ids) THEN
-    -- a new statement, so a new snapshot: it sees the rows that the conflict was with
+    -- a new statement has a new snapshot, which sees the rows that caused the conflict
     RETURN QUERY
     SELECT i.queue_id, k.queue_id, NULL::timestamptz, k.cancelled_at IS NOT NULL
     FROM unnest(p_queue_ids, p_event_types, p_event_ids, p_named, p_config_ids, p_replays)

@@ -1,8 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Makes sure that there is an archive for today and for each of the next p_days days (UTC). A process that cannot have the lock
--- soon gives up and tries again later: waiting would hold up every claim behind a long-running reader.
--- Archives are summarized by the count of statistics, which needs it, not by autovacuum.
+-- Ensures that there is an archive for today and for each of the next p_days days (UTC). A process that cannot get the lock soon
+-- gives up and tries again later, because waiting would queue every claim behind a long-running reader.
+-- Archives are summarized by the count of statistics, which needs the summaries, not by autovacuum.
 CREATE OR REPLACE FUNCTION webhook_ensure_archives(p_days integer)
  RETURNS integer
  LANGUAGE plpgsql

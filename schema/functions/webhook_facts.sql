@@ -1,11 +1,11 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- The facts of the deliveries that were settled in transactions from p_from up to, but not including, p_before. Facts of
--- deliveries that are alike and ended in the same minute, as most are, are one row: `occurrences` says how many there are. Most
--- deliveries have made one attempt, whose duration needs no search.
--- completed_at is the start of a settle's transaction, and settles are short: what is settled in a later transaction than a
--- delivery that ended at p_since ended at most a little before it. A day's margin leaves no archive out. The time from which on
--- archives are read is a literal of the statement, so that the others are not even planned or locked, however many there are.
+-- The facts of the deliveries that were settled in transactions from p_from up to, but not including, p_before. Equal facts of
+-- the same minute are one row, and `occurrences` is their number. Most deliveries have one attempt, whose duration is found
+-- without a search.
+-- completed_at is the start of the settle's transaction, and settles are short. So a delivery that was settled in a later
+-- transaction than one that ended at p_since ended at most a little before p_since; a margin of a day covers that. The time from
+-- which on archives are read is a literal in the statement, so that older archives are neither planned nor locked.
 CREATE OR REPLACE FUNCTION webhook_facts(p_from bigint, p_before bigint, p_since timestamp with time zone)
  RETURNS TABLE(config_id bigint, period_start timestamp with time zone, fact text, duration_ms integer, occurrences bigint, latest timestamp with time zone)
  LANGUAGE plpgsql
@@ -19,7 +19,7 @@ BEGIN
     SELECT alike.config_id, alike.period_start, f.fact, f.duration_ms, alike.deliveries, alike.latest
     FROM (
       SELECT q.config_id, date_trunc('minute', q.completed_at, 'UTC') AS period_start, q.status, q.retry_count,
-             -- a cancelled delivery was waiting for the attempt that its retry count names
+             -- a cancelled delivery was still waiting for the attempt with the number retry_count
              q.retry_count - CASE q.status WHEN 'cancelled' THEN 1 ELSE 0 END AS last_attempt,
              q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
              q.retry_4_duration_ms, q.retry_5_duration_ms, q.retry_6_duration_ms,

@@ -1,8 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Forgets the keys and failed probes of the next p_limit deliveries of the oldest detached archive; drops the archive once
--- there are none left. Each call is a transaction, and the next one goes on where it ended, whoever makes it. No row: nothing
--- is left to do, or another process is at it.
+-- Deletes the keys and failed probes of the next p_limit deliveries of the oldest detached archive, and drops the archive when
+-- none are left. Each call is a transaction; the next call, by any process, continues where it ended. Returns no row if nothing
+-- is left to do or another process is doing it.
 CREATE OR REPLACE FUNCTION webhook_forget_retired(p_limit integer)
  RETURNS TABLE(archive text, keys bigint, dropped boolean)
  LANGUAGE plpgsql
@@ -21,7 +21,7 @@ BEGIN
   IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_retired_archives', 0)) THEN RETURN; END IF;
   SELECT r.* INTO retired FROM webhook_retired_archives r WHERE r.dropped_at IS NULL ORDER BY r.archive LIMIT 1;
   IF NOT FOUND THEN RETURN; END IF;
-  -- someone may have dropped it by hand, or attached it again
+  -- the archive may have been dropped or attached again by hand
   IF to_regclass(retired.archive) IS NOT NULL AND NOT EXISTS (SELECT FROM webhook_archives a WHERE a.archive = retired.archive) THEN
     EXECUTE format($step$
       WITH batch AS MATERIALIZED (
@@ -56,7 +56,7 @@ BEGIN
       RETURN QUERY SELECT retired.archive, keys_forgotten, false;
       RETURN;
     END IF;
-    -- outages that ended before that day are past the retention, too
+    -- outages that ended before that day are also past the retention
     DELETE FROM webhook_circuit_openings o WHERE o.closed_at < to_date(right(retired.archive, 8), 'YYYYMMDD')::timestamptz;
     EXECUTE format('DROP TABLE %I', retired.archive);
   END IF;

@@ -1,6 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Forgets the statistics of archives that are no more: apart from their drop, which holds up all settles. Answers how many rows.
+-- Deletes the statistics of archives that no longer exist. Returns the number of rows. This is not part of the drop of an
+-- archive, because that blocks all settles.
 CREATE OR REPLACE FUNCTION webhook_forget_statistics()
  RETURNS bigint
  LANGUAGE plpgsql

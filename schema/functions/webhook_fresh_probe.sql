@@ -1,8 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- The delivery to probe an open circuit with: near the front of the line, one for a URL that the endpoint still has, which has
--- used up no attempt, or at least one for such a URL. A delivery that its receiver never takes must not keep the circuit open,
--- nor one that goes elsewhere. NULL: there is none such, and any will do.
+-- The delivery to probe an open circuit with, near the front of the line. Preferred is one that has used up no attempt and goes
+-- to a URL that the endpoint still has; otherwise any that goes to such a URL. A delivery that its receiver never accepts, or
+-- one that goes elsewhere, must not keep the circuit open. NULL: there is no such delivery, and any other will do.
 CREATE OR REPLACE FUNCTION webhook_fresh_probe(p_config_id bigint, p_priority integer)
  RETURNS uuid
  LANGUAGE sql

@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Where the front of a long line ends, NULL if it is not long. What is under a lease is in the front, since claims begin
--- there: so millions of waiting deliveries need not be looked at to find the leases that have expired.
+-- Where the front of a long line ends; NULL if the line is not long. Leased deliveries are in the front, because claims begin
+-- there. So expired leases are found without a look at millions of waiting deliveries.
 CREATE OR REPLACE FUNCTION webhook_front_end(p_config_id bigint, p_priority integer)
  RETURNS timestamp with time zone
  LANGUAGE sql

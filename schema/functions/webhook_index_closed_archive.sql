@@ -1,7 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Indexes one archive for lists once its day is over, when nothing is written to it any more: settles need not pay for it.
--- Answers whether there was one: a transaction for each, since a long one holds the count of statistics up.
+-- Adds the index for lists to one archive whose day is over. No settle pays for the index, because nothing is written to that
+-- archive any more. Returns whether there was such an archive. Each archive has its own transaction, because a long one delays
+-- the count of statistics.
 CREATE OR REPLACE FUNCTION webhook_index_closed_archive()
  RETURNS boolean
  LANGUAGE plpgsql

@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Whether a delivery's URL is an endpoint's, with parameters added to its query or without. NULL if the endpoint has none.
+-- Whether a delivery's URL is an endpoint's URL, with or without parameters added to its query. NULL if the endpoint has no URL.
 CREATE OR REPLACE FUNCTION webhook_is_at(p_delivery_url text, p_endpoint_url text)
  RETURNS boolean
  LANGUAGE sql

@@ -1,6 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Starts are granted at most 100 ms ahead, or one: a time further ahead was noted while the clock was.
+-- When the next attempt may start. Starts are granted at most 100 ms ahead, or one start ahead. A noted time further ahead comes
+-- from a clock that was ahead, and is cut down.
 CREATE OR REPLACE FUNCTION webhook_next_start(p_noted timestamp with time zone, p_rate integer)
  RETURNS timestamp with time zone
  LANGUAGE sql

@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- A trigger, so that no way to open or close a circuit forgets it. Probes do not fire it.
+-- A trigger, so that every statement that opens or closes a circuit is recorded. Probes do not fire it.
 CREATE OR REPLACE FUNCTION webhook_note_circuit_opening()
  RETURNS trigger
  LANGUAGE plpgsql

@@ -1,8 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Notes what a claim has chosen at endpoints with limits, where webhook_room looks for it: all priorities of an endpoint in one
--- row. Answers for each in how many microseconds its attempt may begin; NULL if the rate is not limited. Endpoints that are
--- only probed are not noted.
+-- Notes for webhook_room what a claim has chosen at endpoints with limits, in one row per endpoint for all priorities. Endpoints
+-- that are only probed are not noted. Returns for each delivery in how many microseconds its attempt may begin; NULL if the rate
+-- is not limited.
 CREATE OR REPLACE FUNCTION webhook_note_claimed(p_config_ids bigint[], p_priorities smallint[], p_ready_sinces timestamp with time zone[], p_rate_limits integer[])
  RETURNS bigint[]
  LANGUAGE plpgsql
@@ -30,7 +30,7 @@ BEGIN
                       ] AS latest,
                  interval '1 second' / max(chosen.rate_limit) AS apart
           FROM chosen GROUP BY chosen.config_id) AS c
-    -- not those that had a limit once: claims would wait for each other there
+    -- leaves out endpoints that no longer have a limit, because claims would wait for each other there
     WHERE s.config_id = c.config_id AND EXISTS (
       SELECT FROM webhook_configs w WHERE w.id = s.config_id AND (c.rate_limit IS NOT NULL OR w.max_in_flight IS NOT NULL))
     RETURNING s.config_id, s.next_start_at - c.chosen * c.apart AS first_start_at, c.apart

@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- How long the oldest delivery has waited that a worker could claim now, in microseconds: by a walk over the endpoints.
--- Those with limits are left out: at their own pace deliveries may wait for as long as they do.
+-- How long the oldest claimable delivery has waited, in microseconds, found by a walk over the endpoints. Endpoints with limits
+-- are left out, because their deliveries may rightly wait long.
 CREATE OR REPLACE FUNCTION webhook_oldest_ready_us(p_config_id bigint)
  RETURNS bigint
  LANGUAGE sql

@@ -1,7 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- How much is open, and the age of the oldest of it, by state: ready, scheduled, processing, and the reasons of what is held.
--- Age counts from when the delivery could be claimed; for what is held from when it was due, which no failed probe renews.
+-- Open deliveries by state, each state with the age of its oldest delivery. The states are ready, scheduled, processing, and the
+-- reasons why deliveries are held. Age counts from when the delivery could be claimed. For a held delivery it counts from when it
+-- was due, which a failed probe does not change.
 CREATE OR REPLACE FUNCTION webhook_open_deliveries(p_config_id bigint)
  RETURNS TABLE(state text, deliveries bigint, oldest_us bigint)
  LANGUAGE sql

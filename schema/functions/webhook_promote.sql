@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Makes ready what was scheduled for a time that has come. So a claim never steps over a million future retries.
--- Answers how many, and the microseconds until the next one is due, NULL if none is scheduled.
+-- Makes scheduled deliveries ready when they are due, so that a claim never steps over a million future retries.
+-- Returns the number of deliveries and the microseconds until the next one is due, NULL if none is scheduled.
 CREATE OR REPLACE FUNCTION webhook_promote(p_limit integer)
  RETURNS TABLE(promoted bigint, next_due_us bigint)
  LANGUAGE plpgsql

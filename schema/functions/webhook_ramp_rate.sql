@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- How many attempts a second may begin at an endpoint whose circuit has just closed: 10 in the first second, twice as many
--- in each one after, for ten seconds. NULL: as many as its limits allow.
+-- How many attempts per second may begin at an endpoint whose circuit has just closed: 10 in the first second, then twice as
+-- many in each second, for ten seconds. NULL: as many as its limits allow.
 CREATE OR REPLACE FUNCTION webhook_ramp_rate(p_state text, p_changed_at timestamp with time zone)
  RETURNS integer
  LANGUAGE sql

@@ -1,9 +1,9 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Gives leases back that nobody uses: their deliveries are ready again, as if nobody had taken them. Each entry names a
--- lease; where p_locked_ats is NULL, it is the one that the delivery was stored under. A lease that was taken over from
--- another is that other one again, which has expired. If the lease that is given back has been taken over itself, the takeover is
--- void: there is no loss to record. Answers the deliveries.
+-- Gives back leases that nobody uses: their deliveries are ready again, as if nobody had taken them. Returns the deliveries.
+-- Each entry names a lease. If p_locked_ats is NULL, it is the lease that the delivery was stored under. If the lease was taken
+-- over from an expired one, the expired one is restored. If the lease has been taken over itself, the takeover is void: there is
+-- no loss to record.
 CREATE OR REPLACE FUNCTION webhook_release(p_queue_ids uuid[], p_worker_ids text[], p_locked_ats timestamp with time zone[])
  RETURNS SETOF uuid
  LANGUAGE sql
@@ -14,7 +14,7 @@ CREATE OR REPLACE FUNCTION webhook_release(p_queue_ids uuid[], p_worker_ids text
  SET jit TO 'off'
  SET lock_timeout TO '10s'
 AS $function$
-  -- if one was a probe, the next probe is due: a claim has given both the same end
+  -- if one was a probe, the next probe is due now: the claim gave the lease and the next probe the same time
   UPDATE webhook_configs c SET circuit_probe_at = now()
   FROM unnest(p_queue_ids, p_worker_ids) AS r (queue_id, worker_id)
   JOIN webhook_queue_open q ON q.queue_id = r.queue_id AND q.worker_id = r.worker_id AND q.status = 'processing'
@@ -36,7 +36,7 @@ AS $function$
   ) AS kept
   WHERE q.queue_id = kept.queue_id AND q.status = 'processing' AND q.locked_at = kept.locked_at
     AND (q.worker_id = kept.worker_id AND q.locked_at = kept.given_back
-         -- taken over after its end, to record a loss that is none: nobody uses that lease either
+         -- taken over after its end to record a loss that did not happen: nobody uses that lease either
          OR q.abandoned_by = kept.worker_id AND q.abandoned_at = kept.given_back)
   RETURNING q.queue_id
 $function$;

@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- The same for all leases of workers that are no more, but for the deliveries in p_kept. It reads the whole open partition:
--- it is called after a claim whose answer was lost, and only then.
+-- The same for all leases of worker names that are no longer in use, except for the deliveries in p_kept. It reads the whole
+-- open partition, so it is called only after a claim whose answer was lost.
 CREATE OR REPLACE FUNCTION webhook_release_lost_claims(p_worker_ids text[], p_kept uuid[])
  RETURNS bigint
  LANGUAGE plpgsql

@@ -1,8 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Sends a delivery that waits to another URL, as what that is: the one that waits is cancelled, and a new one that refers to
--- it is stored, in one transaction. Answers nothing if the delivery does not wait any more; else one row: what webhook_enqueue
--- says, or NULLs where the new delivery is stored.
+-- Sends a waiting delivery to another URL: cancels it and stores a new delivery that refers to it, in one transaction.
+-- Returns no row if the delivery no longer waits. Otherwise returns one row: NULLs if the new delivery is stored, or else what
+-- webhook_enqueue returned.
 CREATE OR REPLACE FUNCTION webhook_reroute(p_replay_of uuid, p_reason text, p_queue_id uuid, p_event_type text, p_event_id text, p_config_id bigint, p_config_revision timestamp with time zone, p_url text, p_params text, p_priority smallint, p_max_retries smallint, p_scheduled_at timestamp with time zone, p_correlation_id text, p_traceparent text)
  RETURNS TABLE(queue_id uuid, first_queue_id uuid, locked_at timestamp with time zone, first_cancelled boolean)
  LANGUAGE plpgsql
@@ -10,7 +10,7 @@ CREATE OR REPLACE FUNCTION webhook_reroute(p_replay_of uuid, p_reason text, p_qu
 AS $function$
 #variable_conflict use_column
 BEGIN
-  -- an endpoint that has changed since is found before anything is cancelled
+  -- checked before anything is cancelled: the endpoint may have changed since the caller read it
   PERFORM FROM webhook_configs c
   WHERE c.id = p_config_id AND c.updated_at = p_config_revision AND c.deleted_at IS NULL FOR KEY SHARE;
   IF NOT FOUND THEN
@@ -27,10 +27,10 @@ BEGIN
     ARRAY[p_traceparent], ARRAY[p_replay_of], ARRAY[NULL]::text[], ARRAY[NULL]::bigint[]) AS e ON true;
   IF NOT EXISTS (SELECT FROM webhook_event_keys k
                  WHERE k.event_id = p_replay_of::text AND k.event_type = 'replay' AND k.config_id = p_config_id) THEN
-    -- it has changed in this very moment: nothing is done
+    -- the endpoint has changed at this moment: nothing is done
     RAISE EXCEPTION 'the endpoint has changed' USING ERRCODE = 'serialization_failure';
   END IF;
-  -- the event is the new delivery's from now on: whoever sends it again is told of that one
+  -- the event's key now belongs to the new delivery: whoever sends the event again gets that id
   UPDATE webhook_event_keys k SET queue_id = p_queue_id, cancelled_at = NULL
   WHERE k.event_id = p_event_id AND k.config_id = p_config_id AND k.queue_id = p_replay_of AND k.event_type <> 'replay';
 END $function$;

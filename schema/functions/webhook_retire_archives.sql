@@ -1,8 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Detaches the archives whose whole day lies before now() - p_retention, the oldest first, and answers their names. All
--- processes together detach at most p_per_hour in an hour: a clock that is months ahead, or a retention that was mistyped,
--- must not cost the whole history before someone sees it.
+-- Detaches the archives whose whole day lies before now() - p_retention, oldest first, and returns their names. All processes
+-- together detach at most p_per_hour archives per hour: a clock that is months ahead, or a mistyped retention, must not cost the
+-- whole history before someone notices.
 CREATE OR REPLACE FUNCTION webhook_retire_archives(p_retention interval, p_per_hour integer)
  RETURNS SETOF text
  LANGUAGE plpgsql

@@ -1,11 +1,11 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- How many deliveries of one endpoint a claim may take if its circuit or its limits have a say. Claims take turns at such an
--- endpoint: one that meets another there gets nothing. A claim serves it in its most urgent priority only, so that no room is
--- given twice. A probe waits for more urgent deliveries and for max_in_flight, too; an urgent delivery whose lease has expired
--- counts as waiting. A circuit that has just closed lets traffic grow step by step.
--- Attempts are granted starts ahead, for 100 ms or up to the next one, each 1 / rate after the one before (GCRA). So claims may
--- come late without slowing an endpoint down, and a late claim makes no burst.
+-- How many deliveries a claim may take from an endpoint whose circuit or limits restrict it.
+-- Claims take turns at such an endpoint: a claim that meets another one there gets nothing. A claim serves only the endpoint's
+-- most urgent priority, so that no room is given twice. A probe also waits for more urgent deliveries and for max_in_flight. An
+-- urgent delivery whose lease has expired counts as waiting. After a circuit has closed, traffic grows step by step.
+-- Starts are granted ahead, for 100 ms or up to the next start, each 1 / rate after the previous start (GCRA). A late claim
+-- therefore neither slows the endpoint down nor causes a burst.
 CREATE OR REPLACE FUNCTION webhook_room(p_config_id bigint, p_priority integer, p_probe boolean)
  RETURNS integer
  LANGUAGE plpgsql
@@ -24,7 +24,7 @@ DECLARE
   room numeric := 'infinity';
 BEGIN
   IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_room', p_config_id)) THEN RETURN 0; END IF;
-  -- each statement from here on sees what the claim before has committed
+  -- from here on each statement sees what the previous claim committed
   SELECT c.* INTO config FROM webhook_configs c WHERE c.id = p_config_id;
   IF NOT config.enabled OR (config.circuit_state <> 'closed') <> p_probe OR p_probe AND config.circuit_probe_at > now() OR EXISTS (
     SELECT FROM generate_series(0, p_priority - 1) AS urgent (priority)

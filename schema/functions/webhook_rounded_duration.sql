@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Three significant digits: exact below a second, and at most 2,800 different values up to 5 minutes.
+-- Rounds to three significant digits: exact below one second, and at most 2,800 different values up to 5 minutes.
 CREATE OR REPLACE FUNCTION webhook_rounded_duration(p_ms integer)
  RETURNS integer
  LANGUAGE sql

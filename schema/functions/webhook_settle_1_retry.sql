@@ -18,7 +18,7 @@ AS $function$
     p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors, p_delays_us) AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, delay_us))
         UPDATE webhook_queue_open q
         SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(),
-            -- an outcome without a duration is unknown: until the delivery is sent again, a known one may come
+            -- an outcome without a duration is unknown: a known one may still come until the delivery is sent again
             abandoned_by = CASE WHEN o.duration_ms IS NULL THEN q.abandoned_by END,
             abandoned_at = CASE WHEN o.duration_ms IS NULL THEN q.abandoned_at END,
             retry_count = 1 + 1,

@@ -1,9 +1,9 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Writes probes that failed. Their deliveries wait on as if nothing had been sent, but behind the others: a delivery that its
--- receiver never takes must not keep the circuit open. Parameters and answer are those of webhook_settle_N_retry. The probes
--- are numbered, and those that are more than the newest 100 of their delivery are removed. What is postponed is due after a second,
--- and each time after twice as long, up to an hour.
+-- Writes probes that failed. Their deliveries keep waiting as if nothing had been sent, but behind the others: a delivery that
+-- its receiver never accepts must not keep the circuit open. The delay is one second and doubles each time, up to an hour.
+-- Parameters and result are the same as for webhook_settle_N_retry. Probes are numbered; only the newest 100 per delivery are
+-- kept.
 CREATE OR REPLACE FUNCTION webhook_settle_probe(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_postponed boolean[])
  RETURNS SETOF uuid
  LANGUAGE plpgsql

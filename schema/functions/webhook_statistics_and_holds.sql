@@ -1,8 +1,9 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- All facts of terminal deliveries in a window and of the open ones as they are now, each counted once: what is counted
--- already, the rest of the archives, and the open partition, which is read once; in one snapshot. A window begins on a whole
--- minute; on a whole hour if it is longer than 3 hours, on a whole day (UTC) if it is longer than 3 days.
+-- All facts about the terminal deliveries of a window and about the open ones as they are now, each counted once, in one
+-- snapshot. They come from the statistics, from the part of the archives that is not counted yet, and from one read of the open
+-- partition. A window begins on a whole minute; on a whole hour if it is longer than 3 hours, on a whole day (UTC) if it is
+-- longer than 3 days.
 CREATE OR REPLACE FUNCTION webhook_statistics_and_holds(p_config_id bigint, p_window interval)
  RETURNS TABLE(counted_from timestamp with time zone, fact text, duration_ms integer, occurrences bigint, duration_total_ms bigint, oldest_us bigint)
  LANGUAGE plpgsql
@@ -38,7 +39,7 @@ BEGIN
            CASE WHEN o.state IS NULL THEN CASE WHEN h.held_by IS NULL THEN o.ready_since ELSE o.due_since END END
     FROM open_alike o LEFT JOIN webhook_holds h ON h.config_id = o.config_id
     UNION ALL
-    SELECT 'ready', -1, 0, 0, NULL  -- so that `counted_from` is told even of nothing
+    SELECT 'ready', -1, 0, 0, NULL  -- so that `counted_from` is returned even if nothing is counted
     UNION ALL
     SELECT CASE a.attempt WHEN 0 THEN 'attempt' ELSE 'retry' END, webhook_rounded_duration(a.duration_ms), o.deliveries,
            coalesce(o.deliveries * a.duration_ms, 0), NULL

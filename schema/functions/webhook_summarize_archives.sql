@@ -1,7 +1,8 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Summarizes what has been settled lately, so that counts need not read it again. An archive that is being vacuumed is left
--- for the next time: to wait for its lock would cancel the vacuum, which summarizes it too. Answers how many ranges.
+-- Summarizes new rows of the archives in their BRIN indexes, so that counts read only what they need. An archive that is being
+-- vacuumed is left for the next call: waiting for its lock would cancel the vacuum, which summarizes it too. Returns the number
+-- of ranges.
 CREATE OR REPLACE FUNCTION webhook_summarize_archives()
  RETURNS bigint
  LANGUAGE plpgsql

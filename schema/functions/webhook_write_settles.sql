@@ -1,15 +1,14 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Settling comes in seven pairs, one for each attempt number, since each writes columns of its own:
+-- Settles are seven pairs of functions, one pair per attempt number, because each number has its own columns:
 --   webhook_settle_N_retry     the attempt failed and another is due after p_delays_us
 --   webhook_settle_N_terminal  the attempt ended the delivery, which moves to the archive of the day: by DELETE and
 --                              INSERT, since an UPDATE that moves a row between partitions breaks concurrent claims
--- Each entry names its lease (worker and locked_at). A delivery that another worker has taken over meanwhile does not
--- match, is left as it is, and is missing from the answer. Times are told as ages, in microseconds, so that the clock
--- of the database is the only one. Arrays are sorted by queue_id by the caller, so that two settles never deadlock.
--- An outcome also counts if the lease has expired and was taken over, as long as nobody has sent the delivery since: the
--- lease that it names is then the abandoned one. If the takeover has recorded the outcome as unknown already, the known one
--- takes its place.
+-- Each entry names its lease (worker and locked_at). A delivery that another worker has taken over meanwhile does not match. It
+-- is left as it is and is missing from the result. Times are given as ages in microseconds, so that the database's clock is the
+-- only one. The caller sorts the arrays by queue_id, so that two settles never deadlock.
+-- An outcome also counts if its lease expired and was taken over, as long as the delivery has not been sent since. The entry
+-- then names the abandoned lease. If the takeover has already recorded the outcome as unknown, the known outcome replaces it.
 CREATE OR REPLACE FUNCTION webhook_write_settles()
  RETURNS void
  LANGUAGE plpgsql
@@ -30,7 +29,7 @@ DECLARE
   fence CONSTANT text := 'q.queue_id = o.queue_id
             AND (q.worker_id = o.worker AND q.locked_at = o.locked_at AND q.retry_count = %1$s
                  OR q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at AND q.retry_count IN (%1$s, %1$s + 1))';
-  -- what a delivery takes with it into the archive: all that the settle does not write itself
+  -- the columns that are copied to the archive unchanged: all that the settle does not write itself
   kept CONSTANT text := (
     SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
     WHERE a.attrelid = 'webhook_queue'::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attname !~ '^retry_'
@@ -51,7 +50,7 @@ BEGIN
         WITH outcome AS MATERIALIZED (SELECT * FROM unnest(%4$s, p_delays_us) AS o (%5$s, delay_us))
         UPDATE webhook_queue_open q
         SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(),
-            -- an outcome without a duration is unknown: until the delivery is sent again, a known one may come
+            -- an outcome without a duration is unknown: a known one may still come until the delivery is sent again
             abandoned_by = CASE WHEN o.duration_ms IS NULL THEN q.abandoned_by END,
             abandoned_at = CASE WHEN o.duration_ms IS NULL THEN q.abandoned_at END,
             retry_count = %1$s + 1,
@@ -103,11 +102,11 @@ BEGIN
         DELETE FROM webhook_queue_open q USING wanted w
         WHERE q.queue_id = w.queue_id AND q.status = 'pending'
         RETURNING q.*),
-      -- so that whoever sends the event again learns that it is not delivered
+      -- whoever sends the event again must learn that it was cancelled
       noted AS (
         UPDATE webhook_event_keys k SET cancelled_at = now() FROM cancelled c
         WHERE k.config_id = c.config_id AND k.queue_id = c.queue_id
-          -- its own key, that of the replay that it is, or both
+          -- the key of the event, the key of the replay if the delivery is one, or both
           AND (k.event_id, k.event_type) IN ((c.event_id, c.event_type), (c.replay_of::text, 'replay')))
       INSERT INTO webhook_queue (%2$s, retry_count, %3$s, status, status_reason, ready_since, completed_at, updated_at, settled_in)
       SELECT %2$s, c.retry_count, %3$s, 'cancelled', p_reason, NULL, now(), now(), pg_current_xact_id()::text::bigint

@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- What claims remember of endpoints with limits. Not logged: after a crash it is made anew.
+-- What claims remember about endpoints with limits. UNLOGGED, because it is rebuilt after a crash.
 CREATE UNLOGGED TABLE webhook_limit_states (
     config_id bigint NOT NULL,
     config_revision timestamp with time zone NOT NULL,

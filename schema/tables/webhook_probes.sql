@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Failed probes are numbered, so that their count survives when all but the newest 100 of a delivery are removed.
+-- Failed probes are numbered, so that their count is still known after all but the newest 100 of a delivery are removed.
 CREATE TABLE webhook_probes (
     id bigint NOT NULL,
     queue_id uuid NOT NULL,

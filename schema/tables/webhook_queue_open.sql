@@ -1,6 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Open rows only, so small whatever the history. The CHECK lets an archive be added without a scan of this partition.
+-- Holds open rows only, so it stays small however long the history is. Because of the CHECK, an archive can be added without a
+-- scan of this partition.
 CREATE TABLE webhook_queue_open (
     id bigint DEFAULT nextval('webhook_queue_id_seq'::regclass) NOT NULL,
     queue_id uuid NOT NULL,

@@ -1,10 +1,9 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Records: how long what is remembered lives, what is found where, and what is held.
--- Retention. What guards a delivery lives exactly as long as the delivery can be found: an event's key and the failed probes
--- go with the archive of their delivery, the key of a replay goes with the archive of the delivery that it repeats. An
--- event that was replayed is the replay's from then on, for as long as that can be found. So
--- nothing that can still be found, replayed or sent is accepted a second time, and nothing is forgotten by its age alone.
+-- Retention. Keys and failed probes are kept exactly as long as their delivery can be found. An event's key and the failed probes
+-- go with the archive of their delivery. The key of a replay goes with the archive of the delivery that was replayed. After a
+-- replay, the event's key belongs to the replay and is kept as long as that can be found. So nothing that can still be found,
+-- replayed or sent is accepted a second time, and nothing is forgotten because of its age alone.
 CREATE TABLE webhook_retired_archives (
     archive text NOT NULL,
     retired_at timestamp with time zone DEFAULT now() NOT NULL,

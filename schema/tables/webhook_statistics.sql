@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Facts about terminal deliveries and their attempts, counted by period. A period is a minute while it is young, later
--- an hour, later a day, but a fact is in one period only: a sum over all periods from some time on is exact.
+-- Facts about terminal deliveries and their attempts, counted by period. A recent period is a minute, an older one an hour, the
+-- oldest ones are days. A fact is in one period only, so a sum over all periods from some time on is exact.
 CREATE TABLE webhook_statistics (
     config_id bigint NOT NULL,
     period_start timestamp with time zone NOT NULL,

@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- What is held. A delivery that is due but may not be claimed is held, and its endpoint says why. The order is that of the
--- reasons: one that is paused is paused, whatever else it is.
+-- Why deliveries are held: due, but not to be claimed. The reason is a state of the endpoint. The first reason that applies
+-- counts: a paused endpoint is paused, whatever its circuit and limits say.
 CREATE VIEW webhook_holds AS
  SELECT c.id AS config_id,
         CASE

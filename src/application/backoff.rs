@@ -1,8 +1,7 @@
-//! Waits between tries, each twice as long as the one before.
+//! Waits between tries. Each wait is twice as long as the previous one.
 
 use std::time::Duration;
 
-/// How long to wait before the next try.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -11,19 +10,18 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first wait and the longest one.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }
 
-    /// The wait before the next try, which failed just now.
+    /// Returns how long to wait after a failed try.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(self.longest);
         pause
     }
 
-    /// A try succeeded: the next wait is the first one again.
+    /// Starts again with the first wait, after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

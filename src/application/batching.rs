@@ -1,7 +1,7 @@
-//! One batching rule for what goes to the store: what has arrived while the last batch was under way is the next one.
+//! One batching rule for everything that goes to the store: items that arrive during a batch form the next batch.
 //!
-//! Idle, a single item is processed at once; under load, hundreds share one transaction. Where that costs little, items
-//! may [`Linger`] for more.
+//! On an idle process, a single item is processed at once. Under load, hundreds share one transaction. Items that nobody
+//! waits for may [`Linger`] until more arrive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ports::StoreError;
 
-/// What one batch takes at most, but for its last item: the driver makes copies of it.
+/// Upper bound of a batch in KiB; its last item may exceed it. A bound is needed because the database driver copies a batch.
 const BATCH_KIB_MAX: usize = 1024;
 
-/// Processes many items in one transaction.
 #[async_trait]
 pub trait ProcessBatch<T, R>: Send + Sync + 'static {
-    /// Answers for each item, in order, after the commit. An error means that nothing was done for any, or, where the store
-    /// did not answer, that nobody knows.
+    /// Processes all items in one transaction. Returns one result per item, in order, after the commit. An error means that
+    /// nothing was done for any item, except for [`StoreError::InDoubt`], after which nobody knows.
     async fn process(&self, items: &[T]) -> Result<Vec<R>, StoreError>;
 }
 
@@ -30,22 +29,21 @@ pub enum BatchError {
     /// There is no room; try again later.
     #[error("the buffer is full")]
     Full,
-    /// The store could not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Nobody processes any more: the service is stopping.
     #[error("the service is stopping")]
     Stopped,
 }
 
-/// How items wait for more. A statement costs much before its first row, and what it costs is missing elsewhere.
+/// How long items wait for more. Every statement has a fixed cost, so larger batches leave more CPU to other work.
 #[derive(Debug, Clone, Copy)]
 pub struct Linger {
-    /// How many times whatever else can run goes first: what it brings joins the batch, and if nothing can, no time is lost.
+    /// How many times the batcher yields to all other tasks. Items that they add join the batch; if no task can run, no time
+    /// is lost.
     pub turns: usize,
-    /// As many as this, or more, wait no longer.
+    /// A batch of this many items does not wait.
     pub enough: usize,
-    /// The longest wait of fewer.
+    /// The longest that a smaller batch waits.
     pub time_max: Duration,
 }
 
@@ -53,28 +51,28 @@ impl Linger {
     const NONE: Self = Self { turns: 0, enough: 1, time_max: Duration::ZERO };
 }
 
-/// Takes items in and has them processed in batches, one batch at a time.
+/// Collects items and processes them in batches, one batch at a time.
 pub struct Batcher<T, R> {
     entries: mpsc::UnboundedSender<Entry<T, R>>,
-    /// Bounds what is held in memory, and so the channel: one permit is 1 KiB.
+    /// Bounds the memory of waiting items, and with it the length of the channel. One permit is 1 KiB.
     room: Arc<Semaphore>,
 }
 
 struct Entry<T, R> {
     item: T,
-    /// Whether it need not wait for more.
+    /// An urgent entry ends the wait for more.
     urgent: bool,
     reply: oneshot::Sender<Result<R, StoreError>>,
     room: OwnedSemaphorePermit,
 }
 
 impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts to process. That ends when the batcher is dropped and everything is done.
+    /// Starts the task that processes. It ends when the batcher is dropped and everything is done.
     pub fn start(processor: impl ProcessBatch<T, R>, items_max: usize, kib_max: usize) -> Self {
         Self::start_lingering(processor, items_max, kib_max, Linger::NONE)
     }
 
-    /// As [`Batcher::start`], but items linger.
+    /// Like [`Batcher::start`], but items linger.
     pub fn start_lingering(
         processor: impl ProcessBatch<T, R>,
         items_max: usize,
@@ -86,19 +84,19 @@ impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
         Self { entries, room: Arc::new(Semaphore::new(kib_max)) }
     }
 
-    /// Processes one item of `bytes` and answers after the commit; refuses at once if there is no room.
+    /// Processes one item of `bytes` and returns after the commit. Refuses at once if there is no room.
     pub async fn process(&self, item: T, bytes: usize) -> Result<R, BatchError> {
         let permit = self.room.clone().try_acquire_many_owned(kib(bytes)).map_err(|_| BatchError::Full)?;
         self.enter(item, permit, true).await
     }
 
-    /// As [`Batcher::process`], but waits for room.
+    /// Like [`Batcher::process`], but waits for room.
     pub async fn process_when_room(&self, item: T, bytes: usize) -> Result<R, BatchError> {
         let permit = self.room_for(bytes).await?;
         self.enter(item, permit, true).await
     }
 
-    /// As [`Batcher::process_when_room`], but may linger.
+    /// Like [`Batcher::process_when_room`], but the item may linger.
     pub async fn process_unhurried(&self, item: T, bytes: usize) -> Result<R, BatchError> {
         let permit = self.room_for(bytes).await?;
         self.enter(item, permit, false).await
@@ -115,7 +113,7 @@ impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
     }
 }
 
-/// How many KiB so many bytes take: as many permits.
+/// Bytes in KiB, rounded up: the number of permits that they need.
 pub(super) fn kib(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
@@ -145,7 +143,7 @@ async fn process_all<T: Send + Sync, R: Send>(
             urgent |= entry.urgent;
             entries.push(entry);
         }
-        // whoever has stopped waiting was told that nothing was done, or is gone
+        // a caller that stopped waiting has already answered that nothing was done, or is gone
         entries.retain(|entry| !entry.reply.is_closed());
         let mut items = Vec::with_capacity(entries.len());
         let mut replies = Vec::with_capacity(entries.len());
@@ -157,7 +155,7 @@ async fn process_all<T: Send + Sync, R: Send>(
             continue;
         }
         let results = process_apart_if_refused(&processor, &items).await;
-        // before their owners go on, who may want to have them for themselves
+        // their owners may unwrap them, so this copy goes before the answers do
         drop(items);
         for ((reply, _room), result) in replies.into_iter().zip(results) {
             // a caller that has gone meanwhile needs no answer
@@ -166,7 +164,7 @@ async fn process_all<T: Send + Sync, R: Send>(
     }
 }
 
-/// Processes a batch; if the store refuses it, each item alone, so that one bad item spoils no other.
+/// Processes a batch. If the store refuses it, processes each item alone, so that one bad item spoils no other.
 async fn process_apart_if_refused<T: Sync, R>(
     processor: &impl ProcessBatch<T, R>,
     items: &[T],

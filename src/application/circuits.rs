@@ -1,6 +1,6 @@
 //! Opens the circuits of endpoints that keep failing, and closes them once a probe succeeds.
 //!
-//! What has failed is counted by each process for itself; the state is in the store, where claims look at it.
+//! Each process counts failures in its own window. The circuit's state is in the store, where claims look at it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,13 +17,12 @@ use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl};
 use crate::domain::millis;
 use crate::domain::retry::RETRY_AFTER_MAX;
 
-/// How often, and how soon, the store is told again of a probe that ended while it was away.
+/// How many times, and how long apart, the result of a probe is offered to a store that is away.
 const PROBE_TRIES: usize = 30;
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
-/// How many windows are kept before those are looked for that are over.
+/// With this many windows, the first look for expired ones is made.
 const WINDOWS_MIN: usize = 1_024;
 
-/// Learns how attempts end.
 pub struct Circuits {
     store: Arc<dyn CircuitStore>,
     wakeup: Arc<Wakeup>,
@@ -33,14 +32,14 @@ pub struct Circuits {
 #[derive(Default)]
 struct Windows {
     by_endpoint: HashMap<EndpointId, Window>,
-    /// With as many as this, those that are over are forgotten.
+    /// With this many windows, the expired ones are dropped.
     tidy_at: usize,
 }
 
 struct Window {
     attempts: AttemptWindow,
     policy: CircuitPolicy,
-    /// Where the attempts went: with another URL the endpoint is another receiver.
+    /// Where the attempts went. With other URLs the endpoint is another receiver, and counting starts again.
     urls: Vec<EndpointUrl>,
 }
 
@@ -56,12 +55,11 @@ impl Window {
 }
 
 impl Circuits {
-    /// Nothing has failed yet.
     pub fn new(store: Arc<dyn CircuitStore>, wakeup: Arc<Wakeup>) -> Self {
         Self { store, wakeup, windows: Mutex::default() }
     }
 
-    /// Nothing can be sent to this endpoint, for a reason that is ours: its deliveries wait, and use up no attempts.
+    /// Opens the circuit because this process cannot send to the endpoint. Its deliveries wait and use up no attempts.
     pub async fn hold(&self, attempt: &FinishedAttempt, fault: &str) {
         metrics::counter!("webhook_own_faults_total").increment(1);
         let (id, reason) = (attempt.config_id, format!("nothing can be sent: {fault}"));
@@ -80,10 +78,10 @@ impl Circuits {
         }
     }
 
-    /// An attempt has ended, and its outcome counts.
+    /// Counts the outcome of an attempt or a probe, and opens or closes the circuit accordingly.
     pub async fn note(&self, endpoint: &Endpoint, attempt: &FinishedAttempt, probe: bool) {
         let done = if probe {
-            // until the store knows of it, nothing else is sent to this endpoint
+            // nothing else is sent to this endpoint until the store knows how the probe ended
             let mut done = self.note_probe(endpoint, attempt).await;
             for _ in 0..PROBE_TRIES {
                 if !done.as_ref().is_err_and(StoreError::passes) {
@@ -106,7 +104,7 @@ impl Circuits {
     fn reason_to_open(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Option<Opening> {
         let (sign, started) = match (sign_of(endpoint, attempt), attempt.times) {
             (Some(sign), AttemptTimes::Measured { started, .. }) => (sign, started),
-            // that a worker was lost says nothing about the receiver
+            // a lost worker says nothing about the receiver
             (None, _) | (_, AttemptTimes::Lost { .. }) => return None,
         };
         let (now, policy) = (Instant::now(), endpoint.settings.circuit);
@@ -127,7 +125,7 @@ impl Circuits {
         opening
     }
 
-    /// The failures before a probe that succeeded are over.
+    /// After a probe that succeeded, earlier failures no longer count.
     fn begin_anew(&self, endpoint: &Endpoint) {
         let window = Window::new(AttemptWindow::recovered(Instant::now()), endpoint);
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,7 +195,7 @@ impl Circuits {
         Ok(())
     }
 
-    /// If this process ends before, the poll of another finds the probe due.
+    /// If this process ends before that, another one's poll finds the probe due.
     fn wake_for_probe(&self, probe_in: Duration) {
         let wakeup = self.wakeup.clone();
         tokio::spawn(async move {
@@ -216,8 +214,8 @@ impl Windows {
     }
 }
 
-/// What an attempt says about the receiver that the endpoint has now; `None` if nothing. One at a URL that it had before says
-/// nothing.
+/// What an attempt says about the endpoint's present receiver. An attempt at a URL that the endpoint no longer has says
+/// nothing (`None`).
 fn sign_of(endpoint: &Endpoint, attempt: &FinishedAttempt) -> Option<ReceiverSign> {
     if endpoint.is_at(&attempt.webhook_url) { attempt.outcome.sign() } else { None }
 }

@@ -24,20 +24,19 @@ use crate::domain::retry::{DeadLetterReason, Verdict};
 const BATCH_MAX: usize = 500;
 /// Far more than the leases of one process can fill: workers hold theirs until they are settled.
 const BUFFER_KIB_MAX: usize = 1024 * 1024;
-/// How many times outcomes let all else that can run go first: an answer that has arrived passes through its connection's
-/// task and through the attempt's before it is an outcome, too.
+/// How many times the settle batcher yields to all other tasks. An answer that has arrived passes through the task of its
+/// connection and the task of its attempt before it is an outcome.
 const LINGER_TURNS: usize = 3;
-/// Fewer outcomes than this part of all leases wait a little for more, where nothing waits for their leases.
+/// A batch of fewer outcomes than this fraction of all leases waits for more, unless a delivery waits for a lease.
 const LINGER_PART: usize = 32;
-/// For how long.
+/// The longest wait of such a batch.
 const LINGER_MAX: Duration = Duration::from_millis(5);
 /// Waits between tries to read from the store or to write to it.
 const STORE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
-/// How much longer than the latest attempt a lease lasts: the time to write its outcome.
+/// The time that a lease leaves after the latest attempt, to write its outcome.
 const SETTLE_TIME: Duration = Duration::from_secs(7);
 
-/// Makes attempts.
 pub struct Deliver {
     directory: Arc<EndpointDirectory>,
     queue: Arc<dyn DeliveryQueue>,
@@ -46,47 +45,43 @@ pub struct Deliver {
     circuits: Circuits,
     ledger: Arc<Ledger>,
     wakeup: Arc<Wakeup>,
-    /// The latest after its claim that an attempt may begin.
+    /// An attempt begins at most this long after its claim.
     start_max: Duration,
     lease_term: Duration,
 }
 
-/// How long things may take.
 #[derive(Debug, Clone, Copy)]
 pub struct AttemptLimits {
-    /// A lease.
     pub lease_term: Duration,
-    /// An attempt.
+    /// The longest that one attempt takes.
     pub attempt_max: Duration,
 }
 
-/// When the lease of a delivery is over for the worker that had it.
+/// When a worker's lease on a delivery is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseEnd {
-    /// It was used up, given back, or lost.
+    /// The lease was used up, given back, or lost.
     Now,
-    /// Once its time is over: how the attempt ended could not be written.
+    /// The lease lasts until its time is over, because the outcome of the attempt could not be written.
     ByItself,
 }
 
-/// How an attempt ended, and when.
 struct Ended {
     outcome: AttemptOutcome,
     times: AttemptTimes,
 }
 
-/// Why nothing was sent under a lease: the delivery is attempted later, under another one.
+/// Why nothing was sent under a lease. The delivery is attempted later, under another lease.
 struct NotNow(&'static str);
 
-/// An attempt that is to be written.
 struct Outcome {
     attempt: FinishedAttempt,
-    /// Whether an earlier try to write it was not answered, and so may have succeeded.
+    /// An earlier try to write it was not answered. It may have succeeded.
     in_doubt: bool,
 }
 
 impl Deliver {
-    /// Starts the writer of outcomes behind it, for workers whose leases are counted by `ledger`.
+    /// Starts the batcher that writes outcomes. `ledger` counts the leases of the workers.
     pub fn start(
         directory: Arc<EndpointDirectory>,
         queue: Arc<dyn DeliveryQueue>,
@@ -114,7 +109,8 @@ impl Deliver {
         }
     }
 
-    /// Does what the lease is for. Returns once the outcome is written, or the lease is lost or given back.
+    /// Attempts the delivery, or records the loss of an earlier attempt. Returns when the outcome is written, or when the lease
+    /// is lost or given back.
     pub async fn work(&self, delivery: LeasedDelivery) -> LeaseEnd {
         let (queue_id, config_id) = (delivery.queue_id, delivery.config_id);
         let endpoint = match self.endpoint_of(&delivery).await {
@@ -169,7 +165,7 @@ impl Deliver {
         Ok(Ended { outcome, times: AttemptTimes::Measured { started, ended: Instant::now() } })
     }
 
-    /// Judges how an attempt ended, tells the endpoint's circuit, and writes it down.
+    /// Judges how an attempt ended, informs the endpoint's circuit, and writes the outcome.
     async fn conclude(&self, delivery: LeasedDelivery, ended: Ended, endpoint: &Endpoint) -> LeaseEnd {
         let (probe, claimed_at) = (delivery.probe, delivery.claimed_at);
         let finished = judged(delivery, ended, endpoint);
@@ -177,13 +173,13 @@ impl Deliver {
         if let AttemptOutcome::NotSent { error: fault } = &finished.outcome
             && finished.verdict == Verdict::WaitsOn
         {
-            // before it is written: once it is, the delivery would be tried again at once
+            // before the outcome is written, because the delivery is tried again at once after that
             self.circuits.hold(&finished, fault).await;
         }
         let outcome = Arc::new(Outcome { attempt: finished, in_doubt: false });
-        // before it is written: once it is, the delivery may be attempted again, which an open circuit must prevent. But if
-        // the lease may be over, the outcome may not count, and then says nothing about the receiver either; and while a probe
-        // is under way nothing else is attempted, so its outcome need not wait for the circuit
+        // The circuit is informed before the outcome is written: after that the delivery may be attempted again, which an open
+        // circuit must prevent. There are two exceptions. If the lease may be over, the outcome may not count, and then it says
+        // nothing about the receiver. During a probe nothing else is attempted, so its outcome need not wait for the circuit.
         let counts_at_once = !probe && claimed_at.elapsed() < self.lease_term;
         if counts_at_once {
             self.circuits.note(endpoint, &outcome.attempt, probe).await;
@@ -195,8 +191,8 @@ impl Deliver {
         LeaseEnd::Now
     }
 
-    /// Writes an outcome, however long the store is away or refuses: what is known must not be forgotten, or the receiver
-    /// would be called again. Answers what came of it, and `None` if it could not be written.
+    /// Writes an outcome, however long the store is away: if a known outcome were forgotten, the receiver would be called
+    /// again. Returns `None` if it could not be written.
     async fn write(&self, mut outcome: Arc<Outcome>) -> Option<Settled> {
         let FinishedAttempt { queue_id, config_id, number: attempt, .. } = outcome.attempt;
         let (mut backoff, mut bare) = (STORE_BACKOFF, false);
@@ -221,7 +217,7 @@ impl Deliver {
                 Err(BatchError::Store(cause)) => cause,
             };
             match cause {
-                // the writer has said so for the whole batch
+                // `Settle` has logged this once for the whole batch
                 StoreError::Unavailable(_) => sleep(backoff.pause()).await,
                 StoreError::InDoubt(_) => {
                     if !outcome.in_doubt {
@@ -251,7 +247,7 @@ impl Deliver {
         }
     }
 
-    /// Gives the lease back of a delivery that was not attempted. Where that fails, the lease ends by itself.
+    /// Gives back the lease of a delivery that was not attempted. If that fails, the lease expires.
     async fn give_back(&self, delivery: &LeasedDelivery) -> LeaseEnd {
         let unused = UnusedLease {
             queue_id: delivery.queue_id,
@@ -260,7 +256,7 @@ impl Deliver {
         };
         match self.queue.release(&[unused]).await {
             Ok(_) => self.wakeup.announce(),
-            // nothing was sent, so whoever finds it later may give it back, too
+            // nothing was sent, so a later look for lost answers may give the lease back, too
             Err(cause) => {
                 warn!(queue_id = %delivery.queue_id, error = cause.report(),
                     "a lease could not be given back; the delivery waits until it ends");
@@ -269,7 +265,7 @@ impl Deliver {
         LeaseEnd::Now
     }
 
-    /// The delivery's endpoint, waited for while the store is away, but no longer than the lease allows.
+    /// Reads the delivery's endpoint. While the store is away, it waits as long as the lease allows.
     async fn endpoint_of(&self, delivery: &LeasedDelivery) -> Result<Option<Arc<Endpoint>>, StoreError> {
         let mut backoff = STORE_BACKOFF;
         loop {
@@ -285,7 +281,7 @@ impl Deliver {
     }
 }
 
-/// What an attempt that ended means for its delivery, by the endpoint's retry policy.
+/// Decides by the endpoint's retry policy what an attempt means for its delivery.
 fn judged(delivery: LeasedDelivery, Ended { outcome, times }: Ended, endpoint: &Endpoint) -> FinishedAttempt {
     let policy = &endpoint.settings.retry;
     let (number, max_retries, rng) = (delivery.attempt, delivery.max_retries, &mut rand::rng());
@@ -340,7 +336,6 @@ fn report(finished: &FinishedAttempt) {
     }
 }
 
-/// Writes outcomes.
 struct Settle {
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,
@@ -359,7 +354,7 @@ impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
                 );
             }
         })?;
-        // if that cannot be found out now, all of them are in doubt until it can
+        // if this cannot be found out now, all of these outcomes stay in doubt
         let found_out = self.recognize_own(outcomes, &mut settled).await;
         found_out.map_err(|error| StoreError::InDoubt(error.cause().clone()))?;
         let mut retries = false;
@@ -386,7 +381,7 @@ impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
 }
 
 impl Settle {
-    /// A lease that is gone is no loss where an earlier try to write the outcome, which was not answered, used it up.
+    /// A lease may be gone because an earlier, unanswered try to write the outcome succeeded. That is not a loss.
     async fn recognize_own(
         &self,
         outcomes: &[Arc<Outcome>],

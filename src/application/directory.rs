@@ -1,7 +1,7 @@
 //! The endpoints that enqueues and attempts need, remembered between calls.
 //!
-//! A remembered endpoint may be old; that is safe because both users check its revision: the store refuses a delivery
-//! that was made from an old one, and a claim tells the revision that it was judged by.
+//! A remembered endpoint may be out of date. That is safe because both users check its revision: the store refuses a
+//! delivery that was made from an old revision, and a claim returns the revision that it saw.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,20 +16,18 @@ use crate::domain::endpoint::{Endpoint, EndpointId};
 
 /// How many endpoints are remembered; about 1 KiB each.
 const REMEMBERED_MAX: usize = 25_000;
-/// How many are looked up at a time.
+/// How many endpoints one query looks up.
 const LOOKUPS_MAX: usize = 500;
-/// How many may wait to be looked up.
+/// How many lookups may wait.
 const WAITING_MAX: usize = 10_000;
 
-/// Looks endpoints up.
 pub struct EndpointDirectory {
     remembered: Arc<Cache<EndpointId, Arc<Endpoint>>>,
-    /// Many at once: deliveries of thousands of endpoints must not cost a query each.
+    /// Batched, so that deliveries to thousands of endpoints do not cost a query each.
     lookups: Batcher<EndpointId, Option<Arc<Endpoint>>>,
 }
 
 impl EndpointDirectory {
-    /// A directory of what `store` keeps.
     pub fn start(store: Arc<dyn EndpointStore>) -> Self {
         let remembered = Arc::new(Cache::new(REMEMBERED_MAX));
         let look_up = LookUp { store, remembered: remembered.clone() };
@@ -44,7 +42,7 @@ impl EndpointDirectory {
         }
     }
 
-    /// The endpoint at another revision than `seen`, if there is one; else as it is.
+    /// The endpoint at another revision than `seen`. If it has not changed, it is returned as it is.
     pub async fn other_than(
         &self,
         id: EndpointId,

@@ -1,5 +1,6 @@
-//! Duties: what a process does over and over so that deliveries go on. One that keeps failing is logged, ever more seldom, and
-//! makes the process unready.
+//! Keeps track of failing duties: the work that a process repeats so that deliveries go on.
+//!
+//! A duty that keeps failing makes the process unready. It is logged, with ever longer pauses.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,12 +11,12 @@ use tracing::{debug, info, warn};
 use super::backoff::Backoff;
 use super::ports::StoreError;
 
-/// Waits between two warnings of the same duty. What passes by itself sooner than the first is no warning.
+/// Waits between two warnings about the same duty. A failure that ends before the first wait is over causes no warning.
 const WARN_AGAIN: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_mins(10));
-/// A duty that has failed for this long, and more than once, keeps failing.
+/// A duty that has failed more than once, and for this long, keeps failing.
 const KEEPS_FAILING_AFTER: Duration = Duration::from_secs(10);
 
-/// Remembers which duties fail.
+/// The duties that fail at present.
 #[derive(Debug, Default)]
 pub struct Duties {
     failing: Mutex<BTreeMap<&'static str, Failing>>,
@@ -38,14 +39,14 @@ impl Failing {
 }
 
 impl Duties {
-    /// The duty was done.
+    /// Notes that the duty was done.
     pub fn done(&self, duty: &'static str) {
         if self.failing().remove(duty).is_some_and(|failing| failing.failures > 1) {
             info!(duty, "works again");
         }
     }
 
-    /// It failed, and is tried again.
+    /// Notes that the duty failed. The caller tries it again.
     pub fn failed(&self, duty: &'static str, cause: &StoreError) {
         let (mut all, now, error) = (self.failing(), Instant::now(), cause.report());
         let failing = all.entry(duty).or_insert_with(|| Failing::new(now));
@@ -61,7 +62,7 @@ impl Duties {
         failing.error = error;
     }
 
-    /// Those that keep failing, each with the last error.
+    /// The duties that keep failing, each with its last error.
     pub fn that_keep_failing(&self) -> Vec<(&'static str, String)> {
         let keeps_failing =
             |failing: &&Failing| failing.failures > 1 && failing.since.elapsed() >= KEEPS_FAILING_AFTER;

@@ -1,4 +1,4 @@
-//! Accepts events: each becomes a delivery, stored before anyone is told that it was accepted.
+//! Accepts events. Each becomes a delivery, which is stored before its caller gets an answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,20 +24,19 @@ use crate::domain::invalid::Invalid;
 
 /// The most deliveries that one transaction stores.
 const BATCH_MAX: usize = 500;
-/// The most memory that waiting deliveries may take.
+/// Upper bound, in KiB, for the deliveries that wait to be stored.
 const BUFFER_KIB_MAX: usize = 6 * 1024;
-/// The most memory, in text, that the events of bulk callers may take which are on their way. It is less than the buffer,
-/// so that they never fill it, and enough for one batch that is being stored and the next.
+/// Upper bound, in KiB of request text, for events of bulk callers that are in flight. It is less than the buffer, so that
+/// bulk callers never fill it. It is enough for one batch that is being stored and the next one.
 const BULK_KIB_MAX: u32 = 2 * 1024;
-/// How long storing a delivery may take if it is to be attempted under the lease that it was stored under.
+/// If storing a delivery takes longer than this, it is not attempted under the lease that it was stored with.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(2);
-/// An endpoint that changes as often as this during one enqueue is not waited for.
+/// An enqueue is given up after its endpoint has changed this many times meanwhile.
 const LOOKS_MAX: usize = 4;
 
 /// What a caller learns of an accepted event.
 #[derive(Debug, Clone)]
 pub struct Receipt {
-    /// Names the delivery.
     pub queue_id: QueueId,
     /// The delivery as it was stored; `None` if the same event had been accepted before.
     pub stored: Option<Arc<NewDelivery>>,
@@ -56,26 +55,23 @@ pub enum EnqueueError {
     /// There is no such endpoint, or it was deleted.
     #[error("there is no config {0}")]
     UnknownEndpoint(EndpointId),
-    /// The same event was accepted before, and its delivery was cancelled since: it will not be delivered.
+    /// The same event was accepted before and its delivery was cancelled since: it will not be delivered.
     #[error(
         "the same event was accepted before, and its delivery {0} was cancelled; replay that one to send it"
     )]
     Cancelled(QueueId),
-    /// The event cannot be delivered to it.
+    /// The event cannot be delivered to this endpoint.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// More is waiting to be stored than fits.
     #[error("too many events are waiting to be stored")]
     Overloaded,
-    /// It could not be stored in time; it may be stored later all the same.
+    /// The event could not be stored in time. It may still be stored later.
     #[error("the event could not be stored in time")]
     TimedOut,
-    /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Accepts events.
 pub struct Enqueue {
     directory: Arc<EndpointDirectory>,
     deliveries: Batcher<Arc<NewDelivery>, Stored>,
@@ -84,7 +80,7 @@ pub struct Enqueue {
 }
 
 impl Enqueue {
-    /// Starts the writer behind it, which has `workers`, if there are any, attempt what they have room for at once. An
+    /// Starts the batcher that stores deliveries. If there are `workers`, they attempt at once what they have slots for. An
     /// enqueue is given up after `patience`.
     pub fn start(
         directory: Arc<EndpointDirectory>,
@@ -98,25 +94,25 @@ impl Enqueue {
         Self { directory, deliveries, bulk_room: Semaphore::new(BULK_KIB_MAX as usize), patience }
     }
 
-    /// Accepts one event; refuses it at once if too many are waiting.
+    /// Accepts one event. Refuses it at once if too many are waiting.
     pub async fn accept(&self, event: &Event) -> Result<Receipt, EnqueueError> {
         let deadline = Instant::now() + self.patience;
         timeout_at(deadline, self.store(event, false)).await.unwrap_or(Err(EnqueueError::TimedOut))
     }
 
-    /// Waits until there is room for an event of so many bytes of text, one of many of the same caller. Hold it until the
-    /// event is accepted.
+    /// Waits until there is room for one event of a bulk caller, `bytes` of text long. Hold the permit until the event is
+    /// accepted.
     pub async fn bulk_room(&self, bytes: usize) -> SemaphorePermit<'_> {
         let kib = kib(bytes).clamp(1, BULK_KIB_MAX);
         self.bulk_room.acquire_many(kib).await.expect("the semaphore is never closed")
     }
 
-    /// Accepts one of many events of the same caller, who waits while too many are waiting.
+    /// Accepts one event of a bulk caller, who waits if too many are waiting.
     pub async fn accept_of_many(&self, event: &Event) -> Result<Receipt, EnqueueError> {
         self.store(event, true).await
     }
 
-    /// Stores a delivery that was made from `delivery.config_revision` of its endpoint: a replay.
+    /// Stores a replay, which was made from `delivery.config_revision` of its endpoint.
     pub async fn accept_replay(&self, delivery: NewDelivery) -> Result<Stored, EnqueueError> {
         let deadline = Instant::now() + self.patience;
         let weight = delivery.weight();
@@ -134,7 +130,7 @@ impl Enqueue {
             let delivery = match NewDelivery::new(QueueId::new(Uuid::now_v7()), event, &known) {
                 Ok(delivery) => Arc::new(delivery),
                 Err(invalid) => {
-                    // what is remembered may be older than the URL that is missing
+                    // the remembered endpoint may be older than the URL that it lacks
                     endpoint = self.directory.other_than(id, known.updated_at).await?;
                     match &endpoint {
                         Some(current) if current.updated_at != known.updated_at => continue,
@@ -172,17 +168,17 @@ impl From<BatchError> for EnqueueError {
     }
 }
 
-/// Stores a batch; has those attempted that workers have room for, and wakes a claimer for the others.
+/// Stores a batch. Deliveries that the workers have slots for are attempted at once; a claimer is woken for the others.
 struct StoreAndWake {
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,
     workers: Option<Arc<WorkerPool>>,
-    /// Whether the store answered the last time: leases that it may or may not have granted are few then.
+    /// Whether the store answered the last batch. If it did not, no leases are asked for, so that few are in doubt.
     answered: AtomicBool,
 }
 
 impl StoreAndWake {
-    /// The store did not answer in time, so these may be stored under their leases, now or later, and nobody attempts them.
+    /// Gives back the leases that the store may have granted, now or later, after the time to attempt under them.
     fn release_if_stored(&self, deliveries: &[Incoming<'_>]) {
         let leases: Vec<UnusedLease> = deliveries
             .iter()
@@ -216,7 +212,7 @@ impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
         let stored = self.queue.enqueue(&incoming).await;
         let in_doubt = matches!(stored, Err(StoreError::InDoubt(_)));
         self.answered.store(stored.is_ok(), Ordering::Relaxed);
-        // a lease that was granted long ago may end before an attempt does
+        // an old lease may end before an attempt under it does
         let too_late = begun.elapsed() > ATTEMPT_WITHIN;
         if in_doubt || too_late {
             self.release_if_stored(&incoming);

@@ -1,4 +1,4 @@
-//! Shows deliveries, and acts on them where someone asks: retry now, cancel, replay.
+//! What people can ask of deliveries: show, count, retry now, cancel, replay.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,13 +14,12 @@ use super::wakeup::Wakeup;
 use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery, QueueId};
 use crate::domain::replay::ReplayTarget;
 
-/// The reason that a cancelled delivery gets.
 const CANCELLED_BY_REQUEST: &str = "cancelled by request";
 
 /// A replay is given up after losing this many races against changes of its endpoint.
 const LOOKS_MAX: usize = 4;
 
-/// How many replays are looked up at a time.
+/// How many deliveries one query looks up the replays of.
 const REPLAYS_AT_ONCE: usize = 5_000;
 
 /// Why a delivery could not be shown or acted on.
@@ -29,18 +28,15 @@ pub enum DeliveryError {
     /// There is no such delivery, or its archive was dropped.
     #[error("there is no delivery {0}")]
     Unknown(QueueId),
-    /// It is not in a state in which that can be done.
+    /// The delivery's state does not allow it.
     #[error("{0}")]
     Conflict(String),
-    /// A replay could not be stored.
     #[error(transparent)]
     Enqueue(#[from] EnqueueError),
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Looks after deliveries.
 pub struct ManageDeliveries {
     records: Arc<dyn DeliveryRecords>,
     queue: Arc<dyn DeliveryQueue>,
@@ -50,7 +46,6 @@ pub struct ManageDeliveries {
 }
 
 impl ManageDeliveries {
-    /// Looks after the deliveries in `records`.
     pub fn new(
         records: Arc<dyn DeliveryRecords>,
         queue: Arc<dyn DeliveryQueue>,
@@ -61,13 +56,13 @@ impl ManageDeliveries {
         Self { records, queue, directory, enqueue, wakeup }
     }
 
-    /// Shows one with its attempts.
+    /// One delivery with its attempts.
     pub async fn show(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
         self.records.find(queue_id).await?.ok_or(DeliveryError::Unknown(queue_id))
     }
 
-    /// Shows the delivery that the same event, or the same replay, made before. If it cannot be found, its archive has just
-    /// been taken out, and the event is about to be forgotten: the caller had better try again.
+    /// The delivery that the same event, or the same replay, made before. If it cannot be found, its archive has just been
+    /// removed and its deduplication key is about to go; the caller should try again.
     pub async fn show_first(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
         let first = self.records.find(queue_id).await?;
         Ok(first.ok_or_else(|| {
@@ -76,12 +71,11 @@ impl ManageDeliveries {
         })?)
     }
 
-    /// Shows at most `limit`, newest first.
+    /// At most `limit` deliveries, newest first.
     pub async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, DeliveryError> {
         Ok(self.records.list(filter, limit).await?)
     }
 
-    /// Counts them.
     pub async fn statistics(&self, scope: &StatisticsScope) -> Result<Statistics, DeliveryError> {
         Ok(self.records.statistics(scope).await?)
     }
@@ -116,7 +110,7 @@ impl ManageDeliveries {
         }))
     }
 
-    /// Those of the deliveries that were replayed, each with its replay.
+    /// The replay of each delivery that was replayed.
     pub async fn replays_of(
         &self,
         queue_ids: &[QueueId],
@@ -128,9 +122,9 @@ impl ManageDeliveries {
         Ok(replays)
     }
 
-    /// Sends a delivery once more, as a new one, under the endpoint's present limits. One that waits is sent in place of
-    /// itself, and only to another URL: it is cancelled in the same transaction. A delivery is replayed once, however often
-    /// it is asked for: to send it a third time, replay the replay.
+    /// Sends a delivery again, as a new delivery, under the endpoint's present limits. A waiting delivery can only be replayed
+    /// to another URL; it is cancelled in the same transaction. A delivery is replayed at most once. To send it a third time,
+    /// replay the replay.
     pub async fn replay(&self, queue_id: QueueId, target: ReplayTarget) -> Result<Replay, DeliveryError> {
         let old = self.show(queue_id).await?;
         let status = old.state.status();
@@ -179,14 +173,14 @@ impl ManageDeliveries {
 /// What became of a replay.
 #[derive(Debug)]
 pub enum Replay {
-    /// This delivery was made.
+    /// The new delivery.
     New(Delivery),
-    /// The delivery had been replayed before, as this one; nothing was made.
+    /// The delivery had been replayed before, as this one. Nothing was stored.
     Before(Delivery),
 }
 
 impl Replay {
-    /// The delivery that repeats the old one.
+    /// The replay, new or not.
     pub fn delivery(&self) -> &Delivery {
         match self {
             Self::New(delivery) | Self::Before(delivery) => delivery,

@@ -17,27 +17,24 @@ use crate::domain::invalid::{Faults, Invalid};
 /// A change is given up after losing this many races against others.
 const RACES_MAX: usize = 5;
 
-/// Why an endpoint could not be registered, shown, changed or deleted.
+/// Why a request about an endpoint was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// There is no such endpoint, or it was deleted.
     #[error("there is no config {0}")]
     Unknown(EndpointId),
-    /// The settings cannot be accepted.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// Others changed it again and again meanwhile.
+    /// Every try lost a race against another change.
     #[error("config {0} is being changed by others")]
     Contended(EndpointId),
-    /// It is not in a state in which that can be done.
+    /// The circuit's state does not allow it.
     #[error("{0}")]
     Conflict(String),
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Looks after endpoints.
 pub struct ManageEndpoints {
     store: Arc<dyn EndpointStore>,
     circuits: Arc<dyn CircuitStore>,
@@ -48,7 +45,7 @@ pub struct ManageEndpoints {
 }
 
 impl ManageEndpoints {
-    /// Looks after the endpoints in `store`. No attempt takes longer than `timeout_max`, whatever an endpoint says.
+    /// `timeout_max` is the longest time limit that an endpoint may set.
     pub fn new(
         store: Arc<dyn EndpointStore>,
         circuits: Arc<dyn CircuitStore>,
@@ -60,12 +57,11 @@ impl ManageEndpoints {
         Self { store, circuits, directory, addresses, timeout_max, wakeup }
     }
 
-    /// The longest that an attempt may take, whatever an endpoint says.
+    /// The longest time limit that an endpoint may set.
     pub fn timeout_max(&self) -> Duration {
         self.timeout_max
     }
 
-    /// Registers a new one.
     pub async fn register(&self, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
         if parts.circuit.state.is_some() {
             return Err(Invalid::field(
@@ -81,18 +77,18 @@ impl ManageEndpoints {
         Ok(self.store.register(&settings).await?)
     }
 
-    /// Shows one.
+    /// One endpoint that is not deleted.
     pub async fn show(&self, id: EndpointId) -> Result<Endpoint, EndpointError> {
         let endpoint = self.store.find(id).await?;
         endpoint.filter(|endpoint| endpoint.deleted_at.is_none()).ok_or(EndpointError::Unknown(id))
     }
 
-    /// Fails if there has never been such an endpoint. One that was deleted is still known, and so is its history.
+    /// Fails if there has never been such an endpoint. A deleted endpoint and its history are still known.
     pub async fn ensure_known(&self, id: EndpointId) -> Result<(), EndpointError> {
         self.store.find(id).await?.map(drop).ok_or(EndpointError::Unknown(id))
     }
 
-    /// Shows at most `limit`, by id, after `after`.
+    /// At most `limit` endpoints, in the order of their ids, after `after`.
     pub async fn list(
         &self,
         after: Option<EndpointId>,
@@ -101,7 +97,7 @@ impl ManageEndpoints {
         Ok(self.store.list(after, limit).await?)
     }
 
-    /// Changes what `parts` names. Deliveries already accepted keep their URL.
+    /// Changes the settings that `parts` names. Deliveries that were accepted before keep their URL.
     pub async fn change(&self, id: EndpointId, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
         let command = parts.circuit_command()?;
         for _ in 0..RACES_MAX {
@@ -114,7 +110,7 @@ impl ManageEndpoints {
                 if let Some(command) = command {
                     info!(config_id = id.get(), state = %changed.circuit.state, ?command, "circuit changed by hand");
                 }
-                // deliveries may have waited for it
+                // deliveries may have waited for this change
                 self.wakeup.announce();
                 return Ok(changed);
             }
@@ -122,19 +118,20 @@ impl ManageEndpoints {
         Err(EndpointError::Contended(id))
     }
 
-    /// Deletes one. Its open deliveries are cancelled soon after, by any process.
+    /// Deletes an endpoint. Some process cancels its open deliveries soon after.
     pub async fn delete(&self, id: EndpointId) -> Result<(), EndpointError> {
         let deleted = self.store.delete(id).await?;
         self.directory.current(id).await?;
         if deleted { Ok(()) } else { Err(EndpointError::Unknown(id)) }
     }
 
-    /// Has a circuit that is open because of failures probed now, with the next delivery that waits.
+    /// Makes the probe of a circuit due now. The circuit must be open because of failures; the probe is the next waiting
+    /// delivery.
     pub async fn probe(&self, id: EndpointId) -> Result<Endpoint, EndpointError> {
         let probed = self.circuits.probe_now(id).await?;
         let endpoint = self.show(id).await?;
         if probed {
-            // any process may hold what waits
+            // any process may claim the delivery
             self.wakeup.announce();
             return Ok(endpoint);
         }
@@ -146,7 +143,7 @@ impl ManageEndpoints {
         Err(EndpointError::Conflict(format!("config {id} cannot be probed: {reason}")))
     }
 
-    /// Refuses a limit, if one is given, that would not hold.
+    /// Refuses a limit above `timeout_max`, which would be cut down to it.
     fn check_timeout(&self, timeout_ms: Option<i64>) -> Result<(), Invalid> {
         let limit_ms = i64::try_from(self.timeout_max.as_millis()).unwrap_or(i64::MAX);
         match timeout_ms {
@@ -158,7 +155,7 @@ impl ManageEndpoints {
         }
     }
 
-    /// Refuses addresses that nothing would be sent to; names are checked at each attempt.
+    /// Refuses IP addresses that the sender would refuse. Host names are checked at each attempt.
     fn check_addresses(&self, urls: &[(&'static str, &EndpointUrl)]) -> Result<(), Invalid> {
         let mut faults = Faults::default();
         for (field, url) in urls {

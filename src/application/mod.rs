@@ -1,6 +1,6 @@
 //! What the service does: one file per use case, the [workers] that deliver, and the ports that they need.
 //!
-//! Of tokio only its channels, clocks and tasks are used here; databases and networks are behind [`ports`].
+//! This layer uses only the channels, clocks and tasks of tokio. Databases and networks are behind [`ports`].
 
 pub mod backoff;
 pub mod batching;

@@ -1,4 +1,6 @@
-//! What the use cases need of the world outside. Each method is one whole transaction.
+//! What the use cases need from the outside world. Each method of a store is one whole transaction.
+
+#![warn(missing_docs)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,16 +19,16 @@ use crate::domain::endpoint_settings::EndpointSettings;
 use crate::domain::event::EventType;
 use crate::domain::statistics::Held;
 
-/// The store could not do what it was asked.
+/// Why the store did not do what it was asked to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be reached, or cannot do it for now. Nothing was done.
+    /// The store cannot be reached, or cannot do this now. Nothing was done.
     #[error("the database is unavailable")]
     Unavailable(#[source] Arc<anyhow::Error>),
-    /// It did not answer. What was asked may have been done, may still be done, or not.
+    /// The store did not answer. It may have done what was asked, may still do it, or may never do it.
     #[error("the database did not answer")]
     InDoubt(#[source] Arc<anyhow::Error>),
-    /// It refused what it was given, and would refuse it again. Nothing was done.
+    /// The store refused a value, and would refuse it again. Nothing was done.
     #[error("the database refused a value")]
     Refused(#[source] Arc<anyhow::Error>),
     /// Anything else; someone should look. Nothing was done.
@@ -35,7 +37,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What the store said.
+    /// The store's own error.
     pub fn cause(&self) -> &Arc<anyhow::Error> {
         match self {
             Self::Unavailable(cause)
@@ -45,12 +47,12 @@ impl StoreError {
         }
     }
 
-    /// What went wrong, with all of its causes, for a log line.
+    /// The error with all of its causes, for a log line.
     pub fn report(&self) -> String {
         format!("{self}: {:#}", self.cause())
     }
 
-    /// Whether it passes by itself, so that the same may succeed later.
+    /// Whether the same call may succeed later.
     pub fn passes(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::InDoubt(_) => true,
@@ -59,87 +61,87 @@ impl StoreError {
     }
 }
 
-/// A delivery that is to be stored.
+/// A delivery that the store should accept, perhaps under a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct Incoming<'a> {
-    /// As it is to be stored.
+    /// The row to store.
     pub delivery: &'a NewDelivery,
-    /// A lease that someone would like to hold on it from the beginning. It is granted if the delivery is due, and its endpoint
-    /// is enabled, without limits, and has a closed circuit.
+    /// A lease that a worker wants to hold from the beginning. It is granted if the delivery is due, and its endpoint is
+    /// enabled, has no limits, and has a closed circuit.
     pub lease: Option<WantedLease<'a>>,
 }
 
 /// A lease on a delivery that is about to be stored.
 #[derive(Debug, Clone, Copy)]
 pub struct WantedLease<'a> {
-    /// Who would hold it.
+    /// The worker that will hold the lease.
     pub worker_id: &'a WorkerId,
-    /// For how long.
+    /// How long the lease lasts.
     pub term: Duration,
 }
 
 /// What became of a delivery that was to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// It is stored and committed.
+    /// The delivery is stored and committed.
     New {
-        /// Under the lease that was wanted for it, from this time on, by the database's clock.
+        /// When the wanted lease began, by the database's clock; `None` if no lease was granted.
         locked_at: Option<DateTime<Utc>>,
     },
     /// The same event was accepted before, as this delivery; nothing was stored.
     Duplicate {
-        /// The delivery.
+        /// The delivery that the event made first.
         first: QueueId,
-        /// Whether it was cancelled, so that the event will not be delivered.
+        /// Whether that delivery was cancelled: then the event will not be delivered.
         cancelled: bool,
     },
-    /// The endpoint is not the one that the delivery was made from: look again. Nothing was stored.
+    /// The endpoint has changed since the delivery was made from it. Nothing was stored; read the endpoint again.
     EndpointChanged,
 }
 
 /// What became of the outcome of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// It is written.
+    /// The outcome is committed.
     Written,
-    /// The lease had passed to another worker, whose outcome counts; nothing was written.
+    /// The lease had passed to another worker, whose outcome counts. Nothing was written.
     LeaseLost,
 }
 
 /// A lease that nobody uses.
 #[derive(Debug, Clone)]
 pub struct UnusedLease {
-    /// The delivery.
+    /// The leased delivery.
     pub queue_id: QueueId,
-    /// Who holds it.
+    /// The worker that holds the lease.
     pub worker_id: WorkerId,
-    /// When it was taken, by the database's clock; `None`: as the delivery was stored.
+    /// When it was taken, by the database's clock; `None` if it was taken when the delivery was stored.
     pub locked_at: Option<DateTime<Utc>>,
 }
 
-/// Which leases workers want.
+/// The leases that the workers of a process want.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Who will hold them: one lease for each entry at most.
+    /// The workers that will hold the leases: at most one lease per entry.
     pub worker_ids: Vec<WorkerId>,
-    /// For how long.
+    /// How long the leases last.
     pub lease_term: Duration,
-    /// The walk over the endpoints begins after this one.
+    /// The walk over the endpoints begins after this id.
     pub after: Option<EndpointId>,
-    /// How much may be taken from single endpoints.
+    /// How many leases may be taken per endpoint.
     pub rooms: Rooms,
 }
 
 /// What a claim took.
 #[derive(Debug, Default)]
 pub struct Claimed {
-    /// The deliveries, each under a lease of the worker at the same place of [`Claim::worker_ids`].
+    /// The deliveries. Each is leased by the worker at the same position of [`Claim::worker_ids`].
     pub deliveries: Vec<LeasedDelivery>,
-    /// The store looked at a part of what waits, and found less than it may give: claim the rest at once.
+    /// The store looked at only a part of the waiting deliveries and found fewer than were wanted: claim again at once.
     pub look_again: bool,
 }
 
-/// What promotion found.
+/// The result of [`DeliveryQueue::promote`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Promotion {
     /// How many deliveries became ready.
@@ -148,27 +150,26 @@ pub struct Promotion {
     pub next_due_in: Option<Duration>,
 }
 
-/// The queue's hot path.
+/// The queue, as workers and enqueues use it.
 #[async_trait]
 pub trait DeliveryQueue: Send + Sync {
-    /// Stores deliveries in one transaction and answers for each, in order, after the commit.
+    /// Stores deliveries in one transaction. Returns one result per delivery, in order, after the commit.
     async fn enqueue(&self, deliveries: &[Incoming<'_>]) -> Result<Vec<Stored>, StoreError>;
 
-    /// Gives back leases that nobody uses, so that their deliveries are ready again. Answers which of them there were. A
-    /// lease that was taken over from another is that other one again.
+    /// Gives back leases that nobody uses, so that their deliveries are ready again. Returns those that were found. If a lease
+    /// was taken over from an expired one, the expired lease is restored.
     async fn release(&self, leases: &[UnusedLease]) -> Result<Vec<QueueId>, StoreError>;
 
-    /// Gives back all leases of `workers`, who are no more, but for those on the deliveries in `kept`. Answers how many.
-    /// Reads all that is open.
+    /// Gives back all leases of `workers`, names that are no longer in use, except for those on deliveries in `kept`. Returns
+    /// the number. Reads all open deliveries.
     async fn release_lost_claims(&self, workers: &[WorkerId], kept: &[QueueId]) -> Result<u64, StoreError>;
 
-    /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. An expired lease counts
-    /// as ready.
-    /// Two claims never take the same delivery.
+    /// Takes leases on ready deliveries, fairly among endpoints, for the workers in their order. A delivery whose lease has
+    /// expired counts as ready. Two claims never take the same delivery.
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError>;
 
-    /// Takes over at most `limit` expired leases of endpoints that are held (disabled, or with a circuit that is not closed),
-    /// so that the losses are recorded: no claim comes there.
+    /// Takes over at most `limit` expired leases of held endpoints (disabled, or with a circuit that is not closed), so that
+    /// the losses are recorded. Claims skip these endpoints.
     async fn take_over_held(
         &self,
         worker: &WorkerId,
@@ -176,91 +177,92 @@ pub trait DeliveryQueue: Send + Sync {
         limit: usize,
     ) -> Result<Vec<LeasedDelivery>, StoreError>;
 
-    /// Writes attempts and moves their deliveries on, in one transaction; answers for each, in order.
+    /// Writes attempts and moves their deliveries on, in one transaction. Returns one result per attempt, in order.
     /// An attempt whose lease was lost changes nothing, unless nobody has sent the delivery since.
     /// [`DeadLetterReason::EndpointGone`] also disables the endpoint, if the URL that answered is still one of its own.
     ///
     /// [`DeadLetterReason::EndpointGone`]: crate::domain::retry::DeadLetterReason::EndpointGone
     async fn settle(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<Settled>, StoreError>;
 
-    /// Which of these attempts are recorded as they are here: settles that were in doubt.
+    /// Returns which of these attempts are recorded exactly as given. Used after a settle that was not answered.
     async fn recorded(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<QueueId>, StoreError>;
 
-    /// Cancels `delivery.replay_of`, if it waits, and stores `delivery` in its place, in one transaction. `None` if it does
-    /// not wait any more; nothing is done then.
+    /// Cancels the waiting delivery `delivery.replay_of` and stores `delivery` in its place, in one transaction. Returns
+    /// `None` and does nothing if that delivery no longer waits.
     async fn reroute(&self, delivery: &NewDelivery, reason: &str) -> Result<Option<Stored>, StoreError>;
 
-    /// Makes at most `limit` deliveries ready whose time has come.
+    /// Makes at most `limit` due deliveries ready.
     async fn promote(&self, limit: usize) -> Result<Promotion, StoreError>;
 }
 
 /// Which deliveries to list, newest first.
 #[derive(Debug, Clone, Default)]
 pub struct DeliveryFilter {
-    /// In this status.
+    /// Only deliveries in this status.
     pub status: Option<DeliveryStatus>,
-    /// To this endpoint.
+    /// Only deliveries to this endpoint.
     pub config_id: Option<EndpointId>,
-    /// Of this type.
+    /// Only deliveries of events of this type.
     pub event_type: Option<EventType>,
-    /// Of this event.
+    /// Only deliveries of the event with this id, as its sender named it.
     pub event_id: Option<String>,
     /// Accepted at this time or later.
     pub from: Option<DateTime<Utc>>,
     /// Accepted before this time.
     pub to: Option<DateTime<Utc>>,
-    /// Accepted before this delivery.
+    /// Accepted before this delivery: the last one of the previous page.
     pub before: Option<QueueId>,
 }
 
 /// Deliveries as people and other programs see them.
 #[async_trait]
 pub trait DeliveryRecords: Send + Sync {
-    /// One delivery with its attempts and its newest failed probes. Touches no archives but those near to the time when it
-    /// was accepted, unless it ended long after.
+    /// One delivery with its attempts and its newest failed probes. Reads only the archives around the time when it was
+    /// accepted, unless it ended long after.
     async fn find(&self, queue_id: QueueId) -> Result<Option<Delivery>, StoreError>;
 
-    /// At most `limit` deliveries with their attempts, newest first. Failed probes are counted, but not among them.
+    /// At most `limit` deliveries with their attempts, newest first. Failed probes are counted but not listed.
     async fn list(&self, filter: &DeliveryFilter, limit: usize) -> Result<Vec<Delivery>, StoreError>;
 
-    /// Those of the deliveries that were replayed, as long as that is remembered, each with its replay.
+    /// Pairs of a delivery in `queue_ids` and its replay. A replay is found as long as its deduplication key is kept.
     async fn replays_of(&self, queue_ids: &[QueueId]) -> Result<Vec<(QueueId, QueueId)>, StoreError>;
 
-    /// Makes a pending delivery that waits for a later time ready now. Answers whether it was one.
+    /// Makes a pending delivery ready that waits for a later time. Returns whether it was one.
     async fn make_ready(&self, queue_id: QueueId) -> Result<bool, StoreError>;
 
-    /// Cancels a pending delivery. Answers whether it was one.
+    /// Cancels a pending delivery. Returns whether it was pending.
     async fn cancel(&self, queue_id: QueueId, reason: &str) -> Result<bool, StoreError>;
 
-    /// Counts deliveries and attempts: exactly, and without reading the history.
+    /// Counts deliveries and attempts. The counts are exact; the history is not read.
     async fn statistics(&self, scope: &StatisticsScope) -> Result<Statistics, StoreError>;
 
-    /// How much is open. Reads all of it.
+    /// Counts the open deliveries. Reads all of them.
     async fn backlog(&self) -> Result<Backlog, StoreError>;
 
-    /// How long the oldest delivery has waited that could be claimed now.
+    /// How long the oldest claimable delivery has waited.
     async fn oldest_ready_age(&self) -> Result<Option<Duration>, StoreError>;
 }
 
-/// What statistics are asked for.
+/// Which deliveries statistics count.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StatisticsScope {
-    /// Terminal deliveries of this long; all that are kept, if `None`. Open deliveries are counted as they are now.
+    /// Count terminal deliveries of this long before now; `None` counts all that are kept. Open deliveries are counted as they
+    /// are now.
     pub window: Option<Duration>,
-    /// Of this endpoint; of all, if `None`.
+    /// Count the deliveries of this endpoint; `None` counts those of all endpoints.
     pub config_id: Option<EndpointId>,
 }
 
 /// Deliveries and attempts, counted.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Statistics {
-    /// The time from which terminal deliveries are counted; `None`: all that are kept.
+    /// Terminal deliveries are counted from this time on; `None` if all that are kept are counted.
     pub from: Option<DateTime<Utc>>,
-    /// Deliveries that wait.
+    /// Deliveries that wait for an attempt.
     pub pending: u64,
     /// Deliveries under a lease.
     pub processing: u64,
-    /// Deliveries that the receiver has.
+    /// Deliveries that the receiver accepted.
     pub completed: u64,
     /// Dead letters.
     pub failed: u64,
@@ -270,15 +272,15 @@ pub struct Statistics {
     pub attempts: u64,
     /// Attempts after the first.
     pub retries: u64,
-    /// What attempts took.
+    /// How long attempts took; `None` if there were none.
     pub duration_ms: Option<Durations>,
-    /// How long the oldest delivery has waited that could be claimed now.
+    /// How long the oldest claimable delivery has waited; `None` if there is none.
     pub oldest_ready_age: Option<Duration>,
-    /// Those of the pending that are due but may not be claimed.
+    /// Pending deliveries that are due but may not be claimed.
     pub held: Held,
 }
 
-/// Durations of attempts, in milliseconds; percentiles from 1 s on to three significant digits.
+/// Durations of attempts, in milliseconds. Percentiles of 1 s and more have three significant digits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Durations {
     /// The mean.
@@ -291,7 +293,7 @@ pub struct Durations {
     pub p99: u64,
 }
 
-/// How much is open.
+/// Open deliveries, counted by what they wait for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Ready to be claimed.
@@ -304,25 +306,25 @@ pub struct Backlog {
     pub processing: u64,
 }
 
-/// Endpoints, as they are kept. Deleted ones are kept too.
+/// The stored endpoints, including deleted ones.
 #[async_trait]
 pub trait EndpointStore: Send + Sync {
     /// Stores a new endpoint.
     async fn register(&self, settings: &EndpointSettings) -> Result<Endpoint, StoreError>;
 
-    /// The endpoint as it is now, deleted or not.
+    /// Reads one endpoint, even if it was deleted.
     async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
         Ok(self.find_all(&[id]).await?.pop())
     }
 
-    /// Those of the endpoints that there are, each once, as they are now, deleted or not.
+    /// Reads endpoints, even if they were deleted. Ids that do not exist are left out; repeated ids are returned once.
     async fn find_all(&self, ids: &[EndpointId]) -> Result<Vec<Endpoint>, StoreError>;
 
-    /// At most `limit` endpoints that are not deleted, by id, after `after`.
+    /// At most `limit` endpoints that are not deleted, in the order of their ids, after `after`.
     async fn list(&self, after: Option<EndpointId>, limit: usize) -> Result<Vec<Endpoint>, StoreError>;
 
-    /// Replaces the settings, and does `command` to the circuit, if the endpoint is still at `revision` and not deleted;
-    /// `None` if not.
+    /// Replaces the settings and applies `command` to the circuit. Returns `None` and does nothing if the endpoint is no
+    /// longer at `revision`, or was deleted.
     async fn change(
         &self,
         id: EndpointId,
@@ -331,36 +333,36 @@ pub trait EndpointStore: Send + Sync {
         command: Option<CircuitCommand>,
     ) -> Result<Option<Endpoint>, StoreError>;
 
-    /// Marks the endpoint as deleted: from then on nothing is accepted for it. Answers whether it was not yet.
+    /// Marks the endpoint as deleted: from then on nothing is accepted for it. Returns false if it was deleted before.
     async fn delete(&self, id: EndpointId) -> Result<bool, StoreError>;
 }
 
 /// A circuit that is not closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldCircuit {
-    /// Whose it is.
+    /// The endpoint that the circuit belongs to.
     pub config_id: EndpointId,
-    /// As it is, and why.
+    /// The state of the circuit, with its reason.
     pub circuit: Circuit,
 }
 
 /// A probe that did not close its circuit.
 #[derive(Debug, Clone)]
 pub struct UnsuccessfulProbe {
-    /// How it failed, in words.
+    /// The failure in words, as the API shows it.
     pub error: String,
-    /// Whether the receiver is failing: then the next probe comes after twice the time. If not, after the first cool-down.
+    /// Whether the receiver is failing. If so, the cool-down before the next probe doubles; if not, it is the first one again.
     pub receiver_fails: bool,
-    /// How long the receiver asks to be left alone.
+    /// How long the receiver asked to be left alone; zero if it did not ask.
     pub retry_after: Duration,
 }
 
-/// The circuits of endpoints, which all processes share. Claims turn open ones into half-open ones.
+/// The circuits of endpoints, shared by all processes. Claims turn open circuits into half-open ones.
 #[async_trait]
 pub trait CircuitStore: Send + Sync {
-    /// Opens a closed circuit, because of attempts at `url`. Answers when the first probe is due; `None` if it was not
-    /// closed, has closed less than `counted_for` ago (what was counted until then counts no more), or if the endpoint is at
-    /// `url` no longer.
+    /// Opens a closed circuit, because of attempts at `url`. Returns the time until the first probe. Returns `None` and does
+    /// nothing if the circuit was not closed, if it closed less than `counted_for` ago (failures from before it closed no
+    /// longer count), or if `url` is no longer a URL of the endpoint.
     async fn open(
         &self,
         id: EndpointId,
@@ -369,27 +371,28 @@ pub trait CircuitStore: Send + Sync {
         counted_for: Duration,
     ) -> Result<Option<Duration>, StoreError>;
 
-    /// Opens a half-open circuit again, after a probe. Answers when the next one is due; `None` if it was not half open.
+    /// Reopens a half-open circuit after a probe that failed. Returns the time until the next probe; `None` if the circuit was
+    /// not half open.
     async fn reopen(&self, id: EndpointId, probe: &UnsuccessfulProbe)
     -> Result<Option<Duration>, StoreError>;
 
-    /// Opens a half-open circuit again, after a probe that found out nothing: the next one is due at once.
+    /// Reopens a half-open circuit after a probe that found out nothing. The next probe is due at once.
     async fn probe_another(&self, id: EndpointId) -> Result<(), StoreError>;
 
-    /// Makes the probe of an open circuit due now. Answers whether it was open, by failures.
+    /// Makes the probe of an open circuit due now. Returns whether the circuit was open because of failures.
     async fn probe_now(&self, id: EndpointId) -> Result<bool, StoreError>;
 
-    /// Closes a half-open circuit, since its probe succeeded. Answers whether it was half open.
+    /// Closes a half-open circuit after a probe that succeeded. Returns whether it was half open.
     async fn close(&self, id: EndpointId) -> Result<bool, StoreError>;
 
-    /// At most `limit` circuits that are not closed, of endpoints that are not deleted, by id.
+    /// At most `limit` circuits that are not closed, in the order of their endpoints' ids, without deleted endpoints.
     async fn held(&self, limit: usize) -> Result<Vec<HeldCircuit>, StoreError>;
 }
 
 /// Sends requests to receivers.
 #[async_trait]
 pub trait Sender: Send + Sync {
-    /// Makes one attempt and answers how it ended, within the endpoint's time limit. `None`: nothing was sent, because this
-    /// process stood still until it was too late to begin.
+    /// Makes one attempt within the endpoint's time limit and returns how it ended. `None` means that nothing was sent,
+    /// because this process stood still until it was too late to begin.
     async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> Option<AttemptOutcome>;
 }

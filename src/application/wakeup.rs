@@ -1,9 +1,9 @@
-//! Wakes who waits for deliveries. Hints only: the polls are the truth.
+//! Wakes the loops that wait for deliveries. A wakeup is only a hint: polls find what it missed.
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// Joins those who make deliveries ready with those who wait for them.
+/// Connects the code that makes deliveries ready with the loops that wait for them.
 #[derive(Debug, Default)]
 pub struct Wakeup {
     claimer: Notify,
@@ -12,18 +12,18 @@ pub struct Wakeup {
 }
 
 impl Wakeup {
-    /// Something was made ready here: wakes the claimer of this process, and lets other processes know.
+    /// Something was made ready here. Wakes the claimer of this process and notifies other processes.
     pub fn announce(&self) {
         self.claimer.notify_one();
         self.announcer.notify_one();
     }
 
-    /// Something may be ready: wakes the claimer of this process.
+    /// Something may be ready. Wakes the claimer of this process.
     pub fn wake_claimer(&self) {
         self.claimer.notify_one();
     }
 
-    /// Something was scheduled for later: the promoter looks when it is due.
+    /// Something was scheduled for later. Wakes the promoter, which looks up when it is due.
     pub fn scheduled(&self) {
         self.promoter.notify_one();
     }
@@ -38,7 +38,7 @@ impl Wakeup {
         self.promoter.notified()
     }
 
-    /// Completes when something was made ready here since the last time.
+    /// Completes when something was made ready here since the last call.
     pub fn announced(&self) -> Notified<'_> {
         self.announcer.notified()
     }

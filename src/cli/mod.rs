@@ -1,4 +1,6 @@
-//! The command line: what can be asked, and which part of the program does it.
+//! The command line: parses a command and runs it.
+
+#![warn(missing_docs)]
 
 mod configs;
 mod deliveries;
@@ -25,9 +27,9 @@ use crate::infrastructure::telemetry;
 
 /// The webhook engine that teams trust with money, on the PostgreSQL that they already run.
 ///
-/// Events come in over HTTP or from the command line; each is stored before it is acknowledged, delivered by workers
-/// with retries, and every attempt is recorded for audit by SQL. Without DATABASE_URL a private PostgreSQL is started
-/// from the binaries on this machine, in .data/postgres.
+/// Events come in over HTTP or from the command line. Each is stored before it is acknowledged and delivered by workers
+/// with retries. Every attempt is recorded for audit by SQL. Without DATABASE_URL, a private PostgreSQL is started from
+/// the binaries on this machine, in .data/postgres.
 #[derive(Parser)]
 #[command(version, about, after_long_help = settings_help(), arg_required_else_help = true)]
 pub struct Cli {
@@ -42,9 +44,9 @@ pub struct Cli {
 enum Command {
     /// Run the API and the workers.
     Serve,
-    /// Run the API alone.
+    /// Run the API without workers.
     Api,
-    /// Run workers alone; LISTEN_ADDR then serves only health and metrics.
+    /// Run workers without the API; LISTEN_ADDR serves only health and metrics.
     Worker,
     /// Bring the database's schema up to date.
     Migrate,
@@ -56,7 +58,7 @@ enum Command {
     Show(deliveries::ShowArgs),
     /// Send terminal deliveries again, as new ones that refer to them.
     Replay(deliveries::ReplayArgs),
-    /// Look after configs: where deliveries go, and how.
+    /// Manage configs: where deliveries go, and how.
     #[command(subcommand)]
     Configs(configs::ConfigsCommand),
     /// Run a local test receiver that counts and prints what arrives.
@@ -87,7 +89,7 @@ pub fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Resul
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(work);
-    // a look-up of a name, say, may still occupy a thread; nobody waits for it any more
+    // a blocking call, such as a look-up of a name, may still occupy a thread; its result is not needed
     runtime.shutdown_background();
     ended
 }
@@ -102,7 +104,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
 
 async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
     let settings = Settings::load()?;
-    // a command for people says on standard output what it did; its log tells only of trouble
+    // a command for people says on standard output what it did; its log shows only warnings and errors
     let is_service = matches!(command, Command::Serve | Command::Api | Command::Worker);
     let level = if is_service || std::env::var_os("LOG_LEVEL").is_some() {
         settings.log_level.as_str()
@@ -121,7 +123,7 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
     service::run(&settings, role, telemetry::record_metrics()?, stop).await
 }
 
-/// Runs a command that works on the database directly, and stops where it is asked to.
+/// Runs a command that works on the database directly. It stops on a signal.
 async fn with_database(
     command: Command,
     settings: &Settings,
@@ -155,8 +157,8 @@ async fn with_database(
     ended
 }
 
-/// Only who asks for it changes the schema of a database that others use. A newcomer may begin with a config, on a private
-/// database.
+/// What a command needs the database for. Only `migrate` and the services change the schema of a database that others use. On a
+/// private database, a newcomer may begin with a config.
 fn purpose(command: &Command, settings: &Settings) -> Purpose {
     use configs::ConfigsCommand;
     match command {
@@ -170,7 +172,7 @@ fn purpose(command: &Command, settings: &Settings) -> Purpose {
     }
 }
 
-/// How long the service may take to say that it lives.
+/// How long the service may take to answer /health/live.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 
 async fn health(settings: &Settings) -> anyhow::Result<()> {

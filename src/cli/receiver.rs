@@ -49,7 +49,6 @@ fn parse_share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "must be from 0 to 1".into())
 }
 
-/// What has arrived so far.
 struct Received {
     args: ReceiverArgs,
     json: bool,
@@ -66,7 +65,7 @@ impl Received {
     }
 }
 
-/// Requests, and how many of them were answered with a failure.
+/// The number of requests and of those that were answered with a failure.
 #[derive(Serialize)]
 struct Counts {
     requests: u64,
@@ -95,7 +94,7 @@ pub async fn run(args: ReceiverArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many have arrived, for programs that ask; not counted itself.
+/// Returns the counts, for other programs. This request is not counted.
 async fn count(State(received): State<Arc<Received>>) -> Json<Counts> {
     Json(received.counts())
 }

@@ -1,6 +1,6 @@
-//! Which network addresses a receiver may have: public ones, and those that the operator allows by name.
+//! Which network addresses a receiver may have: public ones, and the networks that the operator allows.
 //!
-//! The standard library's `is_global` is unstable, and lets the IPv6 forms that carry an inner IPv4 address pass.
+//! The standard library's `is_global` is unstable and accepts IPv6 forms that carry an inner IPv4 address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -44,13 +44,13 @@ pub struct AddressPolicy {
     ipv6_unicast: IpNet,
 }
 
-/// The address that was refused is told, so that an operator can find the endpoint; it is never the receiver's secret.
+/// An address that was refused. The error shows it, so that an operator can find the endpoint; an address is no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the address {0} is not public and EGRESS_ALLOW does not list it")]
 pub struct ForbiddenAddress(pub IpAddr);
 
 impl AddressPolicy {
-    /// Public addresses, and those within `allowed`.
+    /// A policy that accepts public addresses and those within `allowed`.
     pub fn new(allowed: Vec<IpNet>) -> Self {
         let network = |text: &str| text.parse().expect("the tables hold valid networks");
         let (forbidden, ipv6_unicast) = (NOT_PUBLIC.map(network).to_vec(), network(IPV6_UNICAST));
@@ -67,7 +67,7 @@ impl AddressPolicy {
         if forbidden && !listed(&self.allowed) { Err(ForbiddenAddress(address)) } else { Ok(()) }
     }
 
-    /// Checks the host of `url` where it is an address; names are checked when they are resolved.
+    /// Checks the host of `url` if it is an address. Names are checked when they are resolved.
     pub fn check_literal(&self, url: &Url) -> Result<(), ForbiddenAddress> {
         match url.host() {
             Some(Host::Ipv4(address)) => self.check(address.into()),
@@ -77,7 +77,7 @@ impl AddressPolicy {
     }
 }
 
-/// The address that packets end at: the IPv4 address inside an IPv4-mapped or NAT64 one.
+/// The address that packets reach in the end: the inner IPv4 address of an IPv4-mapped or NAT64 address.
 fn effective(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => nat64_inner(v6).map_or(IpAddr::V6(v6), IpAddr::V4),

@@ -1,10 +1,10 @@
-//! Attempts: single HTTP requests of a delivery, and how they end.
+//! Attempts: the single HTTP requests of a delivery, each with its outcome.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-/// What is written where nobody can know how an attempt ended.
+/// The error text of an attempt whose outcome nobody can know.
 pub const OUTCOME_UNKNOWN: &str = "lease expired, outcome unknown";
 
 /// How an attempt ended. A failed request is news about the receiver, not an error of ours.
@@ -14,15 +14,15 @@ pub enum AttemptOutcome {
     Answered(Answer),
     /// No answer came: the connection was refused, the receiver unreachable or too slow.
     Unanswered {
-        /// Why, in words; without the query of the URL.
+        /// The reason in words, without the query of the URL.
         error: String,
     },
     /// The worker that made the attempt never reported how it ended.
     Unknown,
-    /// Nothing was sent, for a reason that is ours: an address that no setting allows, no name server, no authorities to
-    /// check certificates by. It says nothing about the receiver, and uses up no attempt.
+    /// Nothing was sent, for a reason on this side: an address that no setting allows, no name server, or no authorities to
+    /// check certificates with. This says nothing about the receiver and uses up no attempt.
     NotSent {
-        /// Why, in words; without the query of the URL.
+        /// The reason in words, without the query of the URL.
         error: String,
     },
 }
@@ -30,11 +30,11 @@ pub enum AttemptOutcome {
 /// What an attempt says about its receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReceiverSign {
-    /// It is up, and took the event.
+    /// The receiver is up and accepted the event.
     Well,
-    /// It is up, and refuses this event: others may be welcome.
+    /// The receiver is up but refuses this event. It may accept others.
     RefusesEvent,
-    /// It does not answer, fails, or lets nobody in.
+    /// The receiver does not answer, fails, or refuses all requests.
     Failing,
 }
 
@@ -45,9 +45,9 @@ pub struct Answer {
     pub status: u16,
     /// The first bytes of the body, as text that can be stored.
     pub body: String,
-    /// How long the receiver asks to be left alone.
+    /// How long the receiver asks to be left alone, from `Retry-After`.
     pub retry_after: Option<Duration>,
-    /// Why the body could not be read to its end, if so. The status counts all the same.
+    /// Why the body could not be read to its end; `None` if it was. The status counts in both cases.
     pub broken_off: Option<String>,
 }
 
@@ -60,11 +60,11 @@ impl AttemptOutcome {
         }
     }
 
-    /// What it says about the receiver; `None` if nothing.
+    /// What the outcome says about the receiver; `None` if nothing.
     pub fn sign(&self) -> Option<ReceiverSign> {
         match self {
             Self::Answered(Answer { status: 200..=299, .. }) => Some(ReceiverSign::Well),
-            // who may come in, whether there is anything at that URL, and how much, are no matters of one event
+            // credentials, a missing URL and rate limits concern all events, not this one
             Self::Answered(Answer {
                 status: 401 | 403 | 404 | 407 | 408 | 410 | 421 | 423 | 425 | 426 | 429,
                 ..
@@ -75,7 +75,7 @@ impl AttemptOutcome {
         }
     }
 
-    /// This outcome without the texts that came from outside: what remains can be stored whatever they held.
+    /// This outcome without the texts that came from outside, which the store may have refused.
     #[must_use]
     pub fn without_text(self) -> Self {
         match self {
@@ -115,9 +115,9 @@ impl AttemptOutcome {
 /// An attempt as the audit shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// 0 is the first, 1 to 6 are retries.
+    /// 0 for the first attempt, 1 to 6 for retries.
     pub number: u8,
-    /// Whether it was a probe of an open circuit that failed, and so used up no attempt: another has this number too.
+    /// Whether it was a failed probe of an open circuit. A probe uses up no attempt, so another attempt has this number too.
     pub probe: bool,
     /// When it began.
     pub started_at: DateTime<Utc>,

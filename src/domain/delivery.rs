@@ -1,4 +1,4 @@
-//! Deliveries: one event owed to one endpoint each, the leases on them, and what may become of them.
+//! Deliveries, from acceptance through leases to the end. A delivery is one event owed to one endpoint.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,17 +14,17 @@ use super::invalid::Invalid;
 use super::postback_url;
 use super::retry::Verdict;
 
-/// Names a delivery: a UUIDv7, so ids sort by the time of acceptance.
+/// The id of a delivery: a UUIDv7, so ids sort by the time of acceptance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueId(Uuid);
 
 impl QueueId {
-    /// A fresh one.
+    /// An id from a UUIDv7, fresh or stored.
     pub fn new(uuid_v7: Uuid) -> Self {
         Self(uuid_v7)
     }
 
-    /// As it is stored.
+    /// The UUID for the database.
     pub fn get(self) -> Uuid {
         self.0
     }
@@ -49,7 +49,7 @@ impl FromStr for QueueId {
 pub struct Priority(u8);
 
 impl Priority {
-    /// The lowest.
+    /// 3: what goes last.
     pub const LOW: Self = Self(3);
 
     /// Accepts 0 to 3.
@@ -60,7 +60,7 @@ impl Priority {
         }
     }
 
-    /// As it is stored.
+    /// The number for the database: 0 to 3.
     pub fn get(self) -> u8 {
         self.0
     }
@@ -73,27 +73,27 @@ impl Default for Priority {
     }
 }
 
-/// Where a delivery is in its life.
+/// The status of a delivery. [`DeliveryState`] also holds what is known in each status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryStatus {
-    /// It waits for a worker, or for its time.
+    /// Waits for a worker, or for its time.
     Pending,
-    /// A worker holds a lease on it.
+    /// Under the lease of a worker.
     Processing,
-    /// The receiver has it.
+    /// Accepted by the receiver.
     Completed,
-    /// A dead letter.
+    /// A dead letter: no more attempts are made.
     Failed,
-    /// Ended on request.
+    /// Ended on request, or because its endpoint was deleted.
     Cancelled,
 }
 
 impl DeliveryStatus {
-    /// All, in the order of a delivery's life.
+    /// All statuses, in the order of a delivery's life.
     pub const ALL: [Self; 5] =
         [Self::Pending, Self::Processing, Self::Completed, Self::Failed, Self::Cancelled];
 
-    /// As it is spelled in the API and stored.
+    /// The text in the API and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -132,15 +132,15 @@ impl FromStr for DeliveryStatus {
 /// A delivery that is about to be accepted.
 #[derive(Debug, Clone)]
 pub struct NewDelivery {
-    /// Names it.
+    /// Its id.
     pub queue_id: QueueId,
     /// What happened.
     pub event_type: EventType,
-    /// The event's name: the caller's, or the queue id.
+    /// The event's name: the caller's, or the queue id if the caller gave none.
     pub event_id: String,
-    /// Whether it is accepted once: the caller named the event, or it is a replay.
+    /// Whether duplicates are refused: the caller named the event, or this is a replay.
     pub named: bool,
-    /// The endpoint.
+    /// The id of the endpoint.
     pub config_id: EndpointId,
     /// The revision of the endpoint that the URL was built from.
     pub config_revision: DateTime<Utc>,
@@ -148,24 +148,24 @@ pub struct NewDelivery {
     pub webhook_url: String,
     /// The parameters as JSON, in the order given.
     pub url_params: String,
-    /// Which go first.
+    /// Its place among waiting deliveries.
     pub priority: Priority,
-    /// Attempts after the first.
+    /// The most attempts after the first: 0 to 6.
     pub max_retries: u8,
-    /// Not before this time.
+    /// The time before which nothing is sent; `None` to send at once.
     pub scheduled_at: Option<DateTime<Utc>>,
-    /// The caller's id for what led to it.
+    /// The caller's id for what led to the event.
     pub correlation_id: Option<String>,
-    /// The trace that it belongs to.
+    /// The W3C trace context that it belongs to.
     pub traceparent: Option<String>,
-    /// The terminal delivery that it repeats.
+    /// The delivery that it repeats, if it is a replay.
     pub replay_of: Option<QueueId>,
-    /// Whether it may be attempted as soon as it is stored, as far as its endpoint's revision tells.
+    /// Whether it may be attempted as soon as it is stored, according to this revision of the endpoint.
     pub due_at_once: bool,
 }
 
 impl NewDelivery {
-    /// What `event` owes to `endpoint`. Fails if the endpoint lacks the URL that the event needs.
+    /// The delivery of `event` to `endpoint`. Fails if the endpoint lacks the URL that the event needs.
     pub fn new(queue_id: QueueId, event: &Event, endpoint: &Endpoint) -> Result<Self, Invalid> {
         let base = endpoint.url_for(event.event_type())?;
         Ok(Self {
@@ -188,7 +188,7 @@ impl NewDelivery {
         })
     }
 
-    /// The delivery as it was stored under a lease, by an enqueue that began at `begun`.
+    /// This delivery under the `lease` that an enqueue stored it with. The enqueue began at `begun`.
     pub fn leased(&self, lease: Lease, begun: Instant) -> LeasedDelivery {
         LeasedDelivery {
             queue_id: self.queue_id,
@@ -208,22 +208,22 @@ impl NewDelivery {
         }
     }
 
-    /// About how much memory it takes, in bytes.
+    /// The approximate memory of this delivery, in bytes.
     pub fn weight(&self) -> usize {
         size_of::<Self>() + self.webhook_url.len() + self.url_params.len() + self.event_id.len()
     }
 }
 
-/// A worker's time-limited right to attempt a delivery. Whoever settles must name it.
+/// A worker's time-limited right to attempt a delivery. A settle must name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Who holds it.
+    /// The worker that holds it.
     pub worker_id: WorkerId,
     /// When it was taken, by the database's clock.
     pub locked_at: DateTime<Utc>,
 }
 
-/// Names a worker: `host:pid:random:n`.
+/// The name of a worker: `host:pid:random:n`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WorkerId(std::sync::Arc<str>);
 
@@ -238,7 +238,7 @@ impl WorkerId {
         Self(name.into())
     }
 
-    /// As it is stored.
+    /// The text for the database.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -247,85 +247,85 @@ impl WorkerId {
 /// A delivery under a lease.
 #[derive(Debug, Clone)]
 pub struct LeasedDelivery {
-    /// Names it.
+    /// Its id.
     pub queue_id: QueueId,
     /// The right to attempt it.
     pub lease: Lease,
-    /// The endpoint.
+    /// The id of the endpoint.
     pub config_id: EndpointId,
     /// The endpoint's revision when the lease was taken.
     pub config_revision: DateTime<Utc>,
     /// The event's name.
     pub event_id: String,
-    /// What to request.
+    /// The complete URL to request.
     pub webhook_url: String,
-    /// The trace that it belongs to.
+    /// The W3C trace context that it belongs to.
     pub traceparent: Option<String>,
     /// The number of this attempt; 0 is the first.
     pub attempt: u8,
-    /// Attempts after the first.
+    /// The most attempts after the first: 0 to 6.
     pub max_retries: u8,
-    /// Which go first.
+    /// Its place among waiting deliveries.
     pub priority: Priority,
-    /// Whether it is sent to see if the receiver is back.
+    /// Whether this attempt is a probe, which shows if the receiver is back.
     pub probe: bool,
-    /// Whether the endpoint limits what is in flight: then more may be claimed from it once this attempt has ended.
+    /// Whether the endpoint limits attempts in flight. If so, more can be claimed from it when this attempt has ended.
     pub in_flight_limited: bool,
-    /// When the lease was taken, or a little earlier, by this process's monotonic clock.
+    /// When the lease was taken, or slightly before, by this process's monotonic clock.
     pub claimed_at: Instant,
     /// What the lease is for.
     pub work: Work,
 }
 
-/// What is to be done under a lease.
+/// The work under a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// To make the attempt.
+    /// Make the attempt.
     Attempt {
         /// How long it had been due when the lease was taken.
         waited: Duration,
-        /// When it may begin, if the endpoint's rate is limited, by this process's monotonic clock.
+        /// When it may begin, by this process's monotonic clock; `None` if the endpoint's rate is not limited.
         starts_at: Option<Instant>,
     },
-    /// To record that nobody knows how this very attempt ended: the lease before expired, and its worker never reported.
+    /// Record that nobody knows how this attempt ended: the previous lease expired and its worker never reported an outcome.
     RecordLoss {
-        /// How long ago that lease was taken.
+        /// How long ago the previous lease was taken.
         leased_for: Duration,
     },
 }
 
-/// An attempt that ended, with its verdict: what a settle writes.
+/// An attempt that ended, with its verdict. A settle writes it.
 #[derive(Debug, Clone)]
 pub struct FinishedAttempt {
-    /// The delivery.
+    /// The id of the delivery.
     pub queue_id: QueueId,
     /// The lease that it was made under.
     pub lease: Lease,
-    /// The endpoint.
+    /// The id of the endpoint.
     pub config_id: EndpointId,
-    /// What was requested.
+    /// The URL that was requested.
     pub webhook_url: String,
-    /// 0 is the first.
+    /// 0 for the first attempt.
     pub number: u8,
     /// When it began and ended.
     pub times: AttemptTimes,
     /// How it ended.
     pub outcome: AttemptOutcome,
-    /// What that means.
+    /// What the outcome means for the delivery.
     pub verdict: Verdict,
 }
 
 /// When an attempt was made, by this process's monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub enum AttemptTimes {
-    /// It was made here.
+    /// This process made the attempt.
     Measured {
         /// Before connect.
         started: Instant,
         /// After the end of the body.
         ended: Instant,
     },
-    /// It was made, or not, by a worker that was lost.
+    /// A worker that was lost may have made the attempt.
     Lost {
         /// When the loss was found.
         found: Instant,
@@ -335,7 +335,7 @@ pub enum AttemptTimes {
 }
 
 impl AttemptTimes {
-    /// How long before `now` it began.
+    /// How long before `now` the attempt began.
     pub fn age(&self, now: Instant) -> Duration {
         match *self {
             Self::Measured { started, .. } => now - started,
@@ -343,7 +343,7 @@ impl AttemptTimes {
         }
     }
 
-    /// From its beginning to its end.
+    /// The time from the beginning of the attempt to its end; for a lost one, from its lease to the finding of the loss.
     pub fn length(&self) -> Duration {
         match *self {
             Self::Measured { started, ended } => ended - started,
@@ -351,7 +351,7 @@ impl AttemptTimes {
         }
     }
 
-    /// What the request took; unknown where the worker was lost.
+    /// How long the request took; `None` if the worker was lost.
     pub fn duration(&self) -> Option<Duration> {
         match self {
             Self::Measured { .. } => Some(self.length()),
@@ -360,42 +360,42 @@ impl AttemptTimes {
     }
 }
 
-/// Where a delivery is in its life, with what is known of it there.
+/// The state of a delivery, with what is known in each status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// It waits for a worker, or for its time.
+    /// Waits for a worker, or for its time.
     Pending {
         /// When the next attempt is due.
         next_retry_at: DateTime<Utc>,
     },
-    /// A worker holds a lease on it.
+    /// Under the lease of a worker.
     Processing {
         /// When the attempt was due.
         next_retry_at: DateTime<Utc>,
     },
-    /// The receiver has it.
+    /// Accepted by the receiver.
     Completed {
-        /// Since when.
+        /// When the receiver accepted it.
         at: DateTime<Utc>,
     },
-    /// A dead letter.
+    /// A dead letter: no more attempts are made.
     Failed {
-        /// Since when.
+        /// When it failed for good.
         at: DateTime<Utc>,
-        /// Why.
+        /// Why it failed, in words.
         reason: String,
     },
-    /// Ended on request.
+    /// Ended on request, or because its endpoint was deleted.
     Cancelled {
-        /// Since when.
+        /// When it was cancelled.
         at: DateTime<Utc>,
-        /// By whom or why.
+        /// Why it was cancelled, in words.
         reason: String,
     },
 }
 
 impl DeliveryState {
-    /// The status alone.
+    /// The status without its details.
     pub fn status(&self) -> DeliveryStatus {
         match self {
             Self::Pending { .. } => DeliveryStatus::Pending,
@@ -406,7 +406,7 @@ impl DeliveryState {
         }
     }
 
-    /// When the next attempt is due, or was, if one may still be made.
+    /// When the next attempt is or was due; `None` if no attempt will be made.
     pub fn next_retry_at(&self) -> Option<DateTime<Utc>> {
         match *self {
             Self::Pending { next_retry_at } | Self::Processing { next_retry_at } => Some(next_retry_at),
@@ -414,7 +414,7 @@ impl DeliveryState {
         }
     }
 
-    /// When the delivery became terminal, if it did.
+    /// When the delivery became terminal; `None` if it is open.
     pub fn completed_at(&self) -> Option<DateTime<Utc>> {
         match *self {
             Self::Pending { .. } | Self::Processing { .. } => None,
@@ -422,7 +422,7 @@ impl DeliveryState {
         }
     }
 
-    /// Why it failed or was cancelled, if so.
+    /// Why the delivery failed or was cancelled; `None` if it did neither.
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Pending { .. } | Self::Processing { .. } | Self::Completed { .. } => None,
@@ -434,37 +434,37 @@ impl DeliveryState {
 /// A delivery as the audit shows it.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// Names it.
+    /// Its id.
     pub queue_id: QueueId,
     /// What happened.
     pub event_type: String,
     /// The event's name.
     pub event_id: String,
-    /// The endpoint.
+    /// The id of the endpoint.
     pub config_id: EndpointId,
     /// The complete URL.
     pub webhook_url: String,
     /// The parameters as they were given.
     pub url_params: Box<serde_json::value::RawValue>,
-    /// Where it is in its life.
+    /// The status, with its details.
     pub state: DeliveryState,
-    /// Which go first.
+    /// Its place among waiting deliveries.
     pub priority: Priority,
-    /// Number of the attempt that is next, under way, or was the last.
+    /// The number of the attempt that is next or under way; of the last one, if the delivery is terminal.
     pub retry_count: u8,
-    /// Attempts after the first.
+    /// The most attempts after the first: 0 to 6.
     pub max_retries: u8,
-    /// The caller's id for what led to it.
+    /// The caller's id for what led to the event.
     pub correlation_id: Option<String>,
-    /// The trace that it belongs to.
+    /// The W3C trace context that it belongs to.
     pub traceparent: Option<String>,
-    /// The terminal delivery that it repeats.
+    /// The delivery that it repeats, if it is a replay.
     pub replay_of: Option<QueueId>,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
-    /// How many probes of it have failed, those that are no longer kept included.
+    /// How many probes with it have failed, including those that are no longer kept.
     pub failed_probes: u32,
-    /// Its attempts, in order; if it was looked up by itself, the newest failed probes are among them.
+    /// Its attempts, in order. The newest failed probes are included only if the delivery was looked up alone.
     pub attempts: Vec<Attempt>,
 }
 

@@ -1,4 +1,4 @@
-//! Events: facts that other systems must be told of.
+//! Events: facts that other systems must learn about.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,10 +13,10 @@ use super::url_params::UrlParams;
 /// The longest event id and correlation id, in characters.
 pub const ID_CHARS_MAX: usize = 255;
 
-/// How far ahead an event may be scheduled. Later is a mistake: in the year, say, or a time in milliseconds.
+/// How far ahead an event may be scheduled. A later time is a mistake, such as a wrong year or a time in milliseconds.
 pub const SCHEDULE_AHEAD_MAX: TimeDelta = TimeDelta::days(366);
 
-/// What happened, and so which URL of the endpoint is called.
+/// What happened. It decides which URL of the endpoint is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventType {
     /// `+credit`: a user was credited. Delivered as a GET postback.
@@ -26,7 +26,7 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// As it is written in the API and stored.
+    /// The text in the API and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Credit => "+credit",
@@ -53,7 +53,7 @@ impl FromStr for EventType {
     }
 }
 
-/// What a caller hands in: an event, and the endpoint that it is owed to.
+/// An event as a caller hands it in, with the endpoint that it is owed to.
 #[derive(Debug, Clone)]
 pub struct Event {
     event_type: EventType,
@@ -71,24 +71,24 @@ pub struct Event {
 pub struct EventParts {
     /// `+credit` or `-debit`.
     pub event_type: String,
-    /// The caller's name for the event; with one, the same event is accepted once.
+    /// The caller's name for the event. A named event is accepted once; an unnamed one, each time.
     pub event_id: Option<String>,
-    /// The endpoint.
+    /// The id of the endpoint.
     pub config_id: i64,
     /// The query parameters, in order.
     pub url_params: UrlParams,
-    /// 0 (critical) to 3 (low); the endpoint's where there is none.
+    /// 0 (critical) to 3 (low); `None` for the endpoint's default.
     pub priority: Option<i64>,
-    /// Not before this time, as RFC 3339 writes it.
+    /// The time before which nothing is sent, in the format of RFC 3339.
     pub scheduled_at: Option<String>,
     /// The caller's own id for what led to the event.
     pub correlation_id: Option<String>,
-    /// W3C trace context; one that is malformed is dropped, as the standard asks.
+    /// W3C trace context. A malformed one is dropped, as the standard demands.
     pub traceparent: Option<String>,
 }
 
 impl Event {
-    /// Checks all parts and reports all faults at once.
+    /// Checks all parts. Reports all faults at once.
     pub fn parse(parts: EventParts) -> Result<Self, Invalid> {
         let mut faults = Faults::default();
         let event_type = faults.note(parts.event_type.parse::<EventType>());
@@ -129,12 +129,12 @@ impl Event {
         self.event_type
     }
 
-    /// The caller's name for it, if any.
+    /// The caller's name for the event, if any.
     pub fn event_id(&self) -> Option<&str> {
         self.event_id.as_deref()
     }
 
-    /// The endpoint that it is owed to.
+    /// The endpoint that the event is owed to.
     pub fn config_id(&self) -> EndpointId {
         self.config_id
     }
@@ -149,23 +149,23 @@ impl Event {
         self.priority
     }
 
-    /// The time before which it must not be delivered, if any.
+    /// The time before which the event must not be delivered, if any.
     pub fn scheduled_at(&self) -> Option<DateTime<Utc>> {
         self.scheduled_at
     }
 
-    /// The caller's id for what led to it, if any.
+    /// The caller's id for what led to the event, if any.
     pub fn correlation_id(&self) -> Option<&str> {
         self.correlation_id.as_deref()
     }
 
-    /// The trace that it belongs to, if any.
+    /// The W3C trace context that the event belongs to, if any.
     pub fn traceparent(&self) -> Option<&str> {
         self.traceparent.as_deref()
     }
 }
 
-/// Reads a time as RFC 3339 writes it.
+/// Parses a time in the format of RFC 3339. The error names `field`.
 pub fn parse_time(field: &str, text: &str) -> Result<DateTime<Utc>, Invalid> {
     match DateTime::parse_from_rfc3339(text) {
         Ok(time) => storable_time(field, time.to_utc()),
@@ -173,7 +173,7 @@ pub fn parse_time(field: &str, text: &str) -> Result<DateTime<Utc>, Invalid> {
     }
 }
 
-/// Accepts times of the years 1970 to 9999: all that anyone means, and less than the store can keep.
+/// Accepts times of the years 1970 to 9999. Others are mistakes, and the store cannot keep all of them.
 fn storable_time(field: &str, time: DateTime<Utc>) -> Result<DateTime<Utc>, Invalid> {
     if (1970..=9999).contains(&time.year()) {
         Ok(time)

@@ -1,22 +1,22 @@
-//! What is wrong with a value that someone sent, field by field.
+//! Validation errors of a value that someone sent, field by field.
 
 use std::fmt;
 
-/// One field that cannot be accepted, and what was expected instead.
+/// One field that cannot be accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
     /// The field's path as the sender knows it, such as `url_params.amount`.
     pub field: String,
-    /// What was expected. Never repeats the value: it may be a secret.
+    /// What was expected. It never repeats the value, which may be a secret.
     pub message: String,
 }
 
-/// All that is wrong with a value; never empty.
+/// All validation errors of a value; never empty.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Invalid(Vec<FieldError>);
 
 impl Invalid {
-    /// One fault in one field.
+    /// An error with a single fault.
     pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self(vec![FieldError { field: field.into(), message: message.into() }])
     }
@@ -37,12 +37,12 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Gathers the faults of several fields, so that a sender learns of all of them at once.
+/// Collects the faults of several fields, so that a sender gets all of them at once.
 #[derive(Debug, Default)]
 pub struct Faults(Vec<FieldError>);
 
 impl Faults {
-    /// The value, or its faults noted and `None`.
+    /// Returns the value, or notes its faults and returns `None`.
     pub fn note<T>(&mut self, parsed: Result<T, Invalid>) -> Option<T> {
         parsed.map_err(|invalid| self.0.extend(invalid.0)).ok()
     }
@@ -65,7 +65,7 @@ impl Faults {
     }
 }
 
-/// Accepts text of 1 to `chars_max` characters without control characters; NUL could not even be stored.
+/// Accepts text of 1 to `chars_max` characters without control characters. PostgreSQL could not store a NUL.
 pub fn bounded_text(field: &str, text: &str, chars_max: usize) -> Result<(), Invalid> {
     if text.is_empty() {
         return Err(Invalid::field(field, "must not be empty"));

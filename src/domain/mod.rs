@@ -1,6 +1,8 @@
-//! What is true whatever the database and the network: events, endpoints, deliveries, attempts, and the rules on them.
+//! The rules that hold whatever the database and the network: events, endpoints, deliveries, attempts.
 //!
-//! Nothing here does I/O, reads a clock or draws random numbers by itself; what a rule needs of them is passed in.
+//! Nothing here does I/O, reads a clock or draws random numbers. If a rule needs the time or a random number, it is passed in.
+
+#![warn(missing_docs)]
 
 pub mod address;
 pub mod attempt;

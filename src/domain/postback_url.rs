@@ -6,10 +6,11 @@ use super::endpoint::EndpointUrl;
 use super::invalid::Invalid;
 use super::url_params::UrlParams;
 
-/// The longest URL that is sent, in bytes; common servers refuse longer request lines.
+/// The longest URL that is sent, in bytes. Common servers refuse longer request lines.
 pub const URL_BYTES_MAX: usize = 8000;
 
-/// Joins `params` to whatever query `base` already has, before a fragment, percent-encoded by RFC 3986.
+/// Appends `params` to the query of `base`, before a fragment, percent-encoded by RFC 3986. Fails if the URL becomes longer than
+/// [`URL_BYTES_MAX`].
 pub fn build(base: &EndpointUrl, params: &UrlParams) -> Result<String, Invalid> {
     let (address, fragment) = match base.as_str().split_once('#') {
         Some((address, fragment)) => (address, Some(fragment)),

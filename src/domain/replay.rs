@@ -12,23 +12,23 @@ use super::url_params::UrlParams;
 pub enum ReplayTarget {
     /// To the URL that the delivery went to.
     SameUrl,
-    /// To the URL that its endpoint has now, with the parameters of the delivery.
+    /// To the present URL of its endpoint, with the parameters of the delivery.
     CurrentUrl,
 }
 
 /// Why a delivery cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum CannotReplay {
-    /// It was stored by another version of this program, or by hand.
+    /// A field of the delivery was stored by another version of this program, or by hand.
     #[error("the {0} of the delivery is not one of today's")]
     Unreadable(&'static str),
-    /// Its endpoint has no URL for it any more, or one that becomes too long with its parameters.
+    /// Its endpoint no longer has a URL for it, or the URL becomes too long with its parameters.
     #[error(transparent)]
     NoUrl(#[from] Invalid),
 }
 
 impl NewDelivery {
-    /// The delivery that repeats `old`, under the present limits of `endpoint`. Its name is the delivery that it repeats.
+    /// The delivery that repeats `old`, under the present limits of `endpoint`. Its key is the id of `old`.
     pub fn replay(
         queue_id: QueueId,
         old: &Delivery,
@@ -56,7 +56,7 @@ impl NewDelivery {
             url_params: old.url_params.get().to_owned(),
             priority: old.priority,
             max_retries: endpoint.settings.retry.max_retries(),
-            // one that was to wait for a time still does
+            // a scheduled delivery keeps its time until its first attempt
             scheduled_at: old.state.next_retry_at().filter(|_| old.attempts.is_empty()),
             correlation_id: old.correlation_id.clone(),
             traceparent: old.traceparent.clone(),

@@ -1,38 +1,38 @@
-//! Deliveries and attempts, counted: durations summed up, and what is held.
+//! Counts of deliveries and attempts.
 
 use std::time::Duration;
 
 /// Deliveries that are due but may not be claimed, by what holds them. Each is counted once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
-    /// By a config that is disabled.
+    /// Their config is disabled.
     pub paused: u64,
-    /// By a circuit that is open or half open.
+    /// Their config's circuit is open or half open.
     pub circuit_open: u64,
-    /// By `max_in_flight` or `rate_limit_per_second`.
+    /// `max_in_flight` or `rate_limit_per_second` of their config is exhausted.
     pub limited: u64,
-    /// For how long the oldest of them has been due.
+    /// How long the oldest held delivery has been due; `None` if none is held.
     pub oldest_age: Option<Duration>,
 }
 
-/// What holds a delivery that is due.
+/// Why a due delivery is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeldBy {
-    /// Its config is disabled.
+    /// The config is disabled.
     PausedConfig,
     /// The circuit is open or half open.
     OpenCircuit,
-    /// `max_in_flight` or `rate_limit_per_second`.
+    /// `max_in_flight` or `rate_limit_per_second` is exhausted.
     Limit,
 }
 
 impl Held {
-    /// All of them.
+    /// The number of held deliveries, whatever the reason.
     pub fn total(&self) -> u64 {
         self.paused + self.circuit_open + self.limited
     }
 
-    /// Adds `count` deliveries, the oldest of them due for `age`.
+    /// Adds `count` deliveries. The oldest has been due for `age`.
     pub fn add(&mut self, by: HeldBy, count: u64, age: Option<Duration>) {
         match by {
             HeldBy::PausedConfig => self.paused += count,
@@ -43,7 +43,7 @@ impl Held {
     }
 }
 
-/// Durations by value, so that percentiles are those of the values themselves.
+/// Durations by value, so that percentiles are exact values, not estimates.
 #[derive(Debug, Clone, Default)]
 pub struct DurationCounts {
     counts: std::collections::BTreeMap<u64, u64>,
@@ -57,7 +57,7 @@ impl DurationCounts {
         self.total_ms += total_ms;
     }
 
-    /// How many.
+    /// The number of attempts.
     pub fn count(&self) -> u64 {
         self.counts.values().sum()
     }
@@ -68,7 +68,7 @@ impl DurationCounts {
         (self.count() > 0).then(|| self.total_ms as f64 / self.count() as f64)
     }
 
-    /// The smallest duration that `percent` of all do not exceed (nearest rank); `None` if there are none.
+    /// The smallest duration in milliseconds that `percent` of all attempts do not exceed (nearest rank); `None` if there are none.
     pub fn percentile(&self, percent: u64) -> Option<u64> {
         let rank = (self.count() * percent).div_ceil(100).max(1);
         let mut seen = 0;

@@ -1,4 +1,4 @@
-//! The parameters that become the query of a postback: scalars, in the order given, exactly as they were written.
+//! The parameters that become the query of a postback: scalars, in the given order, exactly as they were written.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::invalid::{Faults, Invalid};
 /// The most parameters that one event may have.
 pub const PARAMS_MAX: usize = 100;
 
-/// Ordered parameters.
+/// The parameters of one event, in the given order.
 #[derive(Debug, Clone, Default)]
 pub struct UrlParams(Vec<(String, Param)>);
 
@@ -28,7 +28,7 @@ enum Param {
 }
 
 impl UrlParams {
-    /// Names and texts to put into the query; a parameter that is `null` is left out.
+    /// The names and texts of the query. A `null` parameter is left out.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().filter_map(|(name, value)| match value {
             Param::Null | Param::Nested => None,
@@ -101,7 +101,7 @@ impl<'de> Deserialize<'de> for UrlParams {
     }
 }
 
-/// Reads an object into pairs, so that order and repetition are seen.
+/// Reads an object into pairs, which keeps order and repetition.
 struct InOrder;
 
 impl<'de> Visitor<'de> for InOrder {

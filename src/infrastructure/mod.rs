@@ -1,6 +1,8 @@
-//! How it is done: PostgreSQL, HTTP in both directions, settings, logs. Every import of sqlx, axum and hyper is here.
+//! The adapters: PostgreSQL, HTTP in both directions, settings, logs. Every import of sqlx, axum and hyper is here.
 
 pub mod embedded_postgres;
+// its texts become the OpenAPI document
+#[warn(missing_docs)]
 pub mod http;
 pub mod postgres;
 mod process;

@@ -1,10 +1,10 @@
-//! What a process asks of the system that it runs on.
+//! What a process needs from the operating system.
 
 use tracing::warn;
 
 use crate::application::workers::WorkerNames;
 
-/// Lets this process have as many files open as the system allows it: each connection is one, and a common limit is 1,024.
+/// Raises the limit of open files to what the system allows. Each connection is an open file, and a common limit is 1,024.
 pub fn raise_open_files_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -14,7 +14,7 @@ pub fn raise_open_files_limit() {
     }
 }
 
-/// Two workers never have the same name, wherever they run.
+/// The host and the process id that the names of this process's workers begin with.
 pub fn worker_names() -> WorkerNames {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = match host.trim() {

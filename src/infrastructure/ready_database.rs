@@ -1,4 +1,4 @@
-//! The database that the settings name, opened for a command or a service: an external one, or a private server.
+//! Opens the database that the settings name for a command or a service: an external one, or a private server.
 
 use std::time::Duration;
 
@@ -14,48 +14,46 @@ use crate::application::backoff::Backoff;
 
 /// Waits between tries to reach the database at start.
 const DATABASE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
-/// How often the private server is looked at.
+/// How often the private server is checked.
 const EMBEDDED_CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// What a command wants of the database.
+/// What a command needs the database for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To read: on a standby, too, and as a role that may do nothing else.
+    /// To read. A standby or a read-only role is enough.
     Read,
-    /// To write, with the schema that is there.
+    /// To write, with the existing schema.
     Write,
-    /// To bring the schema up to date first, and to make the private database if there is none.
+    /// To write, after the schema is brought up to date and a missing private database is made.
     Migrate,
 }
 
-/// Whether to wait for a database that is away.
+/// How long to wait for a database that is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// As long as it takes: a service.
+    /// As long as it takes, for a service.
     Endless,
-    /// Not at all: a command that someone waits for.
+    /// Not at all, for a command that someone waits for.
     None,
 }
 
-/// A database for use: an external one, or the private one.
+/// An opened database, external or private.
 pub struct ReadyDatabase {
-    /// Its pools.
     pub database: Database,
-    /// For LISTEN.
+    /// The way to the database for LISTEN.
     pub listening: Listening,
     embedded: Option<Embedded>,
-    /// Whether its schema was looked at and is as new as it must be.
+    /// Whether its schema was checked and is new enough.
     pub(super) is_prepared: bool,
 }
 
-/// The private server.
 struct Embedded {
     options: EmbeddedOptions,
     server: EmbeddedPostgres,
 }
 
 impl ReadyDatabase {
-    /// Prepares pools, starting the private server if there is no other database. An external one need not be there yet.
+    /// Prepares pools. Starts the private server if no external database is set. An external one need not be reachable yet.
     pub(super) async fn open(settings: &Settings, may_create: bool) -> anyhow::Result<Self> {
         let (options, setting, embedded) = if let Some(options) = &settings.database {
             (options.clone(), "DATABASE_URL", None)
@@ -87,7 +85,7 @@ impl ReadyDatabase {
         Ok(Self { database, listening, embedded, is_prepared: false })
     }
 
-    /// Opens the database for a command, or refuses with a sentence that says why.
+    /// Opens the database for a command. The error is a sentence for people.
     pub async fn open_for(settings: &Settings, purpose: Purpose) -> anyhow::Result<Self> {
         let ready = Self::open(settings, purpose == Purpose::Migrate).await?;
         let checked = match purpose {
@@ -102,7 +100,7 @@ impl ReadyDatabase {
         Ok(ready)
     }
 
-    /// Opens the database and brings its schema up to date. Waits for one that is away as `patience` says, until `stop`.
+    /// Opens the database and brings its schema up to date. If the database is away, `patience` says whether to wait, until `stop`.
     pub async fn prepare(
         settings: &Settings,
         stop: &CancellationToken,
@@ -137,13 +135,13 @@ impl ReadyDatabase {
         }
     }
 
-    /// Starts the private server again after it has died, until `stop`: nobody else would. `None` if there is none.
+    /// Restarts the private server whenever it has died, until `stop`. `None` if there is no private server.
     pub(super) fn keeper(&self, stop: CancellationToken) -> Option<impl Future<Output = ()> + Send + use<>> {
         let options = self.embedded.as_ref()?.options.clone();
         Some(keep_running(options, self.database.clone(), stop))
     }
 
-    /// Closes the pools and stops the private server, if nobody else uses it.
+    /// Closes the pools. Stops the private server, unless another process uses it.
     pub async fn close(self) {
         self.database.close().await;
         if let Some(Embedded { server, .. }) = self.embedded
@@ -163,13 +161,13 @@ async fn keep_running(options: EmbeddedOptions, database: Database, stop: Cancel
         if database.is_migrated().await.is_ok() {
             continue;
         }
-        // joins the server if it runs after all
+        // if the server runs after all, this joins it
         let started = tokio::select! {
             () = stop.cancelled() => return,
             started = EmbeddedPostgres::start(&options) => started,
         };
         match started {
-            // this process uses it anyway, so this stops nothing
+            // this process uses the server anyway, so this only releases the second hold
             Ok(second_hold) => match second_hold.stop().await {
                 Ok(_) => warn!("the private PostgreSQL did not answer, and was started again if it had died"),
                 Err(error) => {

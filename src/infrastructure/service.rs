@@ -1,4 +1,4 @@
-//! Composition: settings in, a running service out.
+//! Composition root: builds a running service from the settings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +31,9 @@ use crate::application::workers::WorkerPool;
 use crate::application::workers::ledger::Ledger;
 use crate::domain::address::AddressPolicy;
 
-/// How long an enqueue may take before it is answered with 503.
+/// How long an enqueue may take before the API answers with 503.
 const ENQUEUE_PATIENCE: Duration = Duration::from_millis(1800);
-/// Beyond the limit of an attempt: how long the last outcomes may take to be written at the end.
+/// At shutdown, the time for writing the last outcomes, in addition to the limit of an attempt.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// Which parts of the service a process runs.
@@ -41,32 +41,32 @@ const SETTLE_TIME_MAX: Duration = Duration::from_secs(15);
 pub enum Role {
     /// API and workers.
     Serve,
-    /// The API alone.
+    /// The API only.
     Api,
-    /// Workers alone, with health and metrics.
+    /// Workers only, with health and metrics.
     Worker,
 }
 
-/// The use cases on a database.
+/// The use cases, connected to a database.
 pub struct Application {
-    /// What the API works with.
+    /// What the API needs.
     pub api: Api,
-    /// Who is woken when something is ready.
+    /// Wakes the loops that wait for deliveries.
     pub wakeup: Arc<Wakeup>,
-    /// What this process must do over and over, and whether it works.
+    /// The failing duties of this process.
     pub duties: Arc<Duties>,
-    /// Those who attempt deliveries in this process.
+    /// The workers of this process; `None` for the API only.
     pub workers: Option<Arc<WorkerPool>>,
 }
 
 impl Application {
-    /// Puts the use cases together, without workers.
+    /// Builds the use cases without workers.
     pub fn new(database: &Database, settings: &Settings) -> Self {
         let (wakeup, directory) = Self::shared(database);
         Self::of(database, settings, wakeup, directory, Arc::default(), None)
     }
 
-    /// Puts the use cases together, with workers that are yet to run.
+    /// Builds the use cases with workers. The caller runs the workers.
     pub fn with_workers(database: &Database, settings: &Settings) -> anyhow::Result<Self> {
         let (wakeup, directory) = Self::shared(database);
         let duties = Arc::default();
@@ -146,7 +146,7 @@ fn worker_pool(
     Ok(WorkerPool::new(store, deliver, wakeup, ledger, duties, settings, worker_names()))
 }
 
-/// Runs a role until `stop`, then finishes what is under way.
+/// Runs a role until `stop`, then finishes the attempts under way.
 pub async fn run(
     settings: &Settings,
     role: Role,
@@ -154,7 +154,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     raise_open_files_limit();
-    // before the database, so that a second process on the same address is told so before it starts anything
+    // before the database, so that a second process on the same address fails before it starts anything
     let listener = http::listen(settings.listen_addr)
         .with_context(|| format!("LISTEN_ADDR: cannot listen on {}", settings.listen_addr))?;
     let ready = ReadyDatabase::open(settings, true).await?;
@@ -163,7 +163,7 @@ pub async fn run(
     ended
 }
 
-/// Runs a role on a database. As long as that is not ready, health answers, and the API with 503; the rest begins afterwards.
+/// Runs a role on a database. Until the database is ready, only health works, and the API answers with 503.
 pub async fn run_on(
     settings: &Settings,
     role: Role,

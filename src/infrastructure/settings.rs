@@ -1,4 +1,4 @@
-//! Settings: from the environment, then `.env`, then defaults. What is unknown or contradictory is refused at start.
+//! Settings: from the environment, then `.env`, then defaults. Unknown or contradictory settings are refused at start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -18,13 +18,13 @@ use crate::domain::endpoint_settings::TIMEOUT_MAX;
 /// A lease must outlive an attempt by this much: the time to write its outcome.
 pub const LOCK_MARGIN: Duration = Duration::from_secs(15);
 
-/// A setting: its name, its default as it would be written, and its meaning.
+/// A setting, as `--help` shows it.
 pub struct Setting {
     /// The environment variable.
     pub name: &'static str,
-    /// Empty: unset.
+    /// The default as it would be written; empty if unset.
     pub default: &'static str,
-    /// One line.
+    /// One line for `--help`.
     pub meaning: &'static str,
 }
 
@@ -80,10 +80,10 @@ const fn setting(name: &'static str, default: &'static str, meaning: &'static st
     Setting { name, default, meaning }
 }
 
-/// Names that other programs read from the same `.env`.
+/// Prefixes of names that other programs read from the same `.env`.
 const FOREIGN_PREFIXES: [&str; 5] = ["POSTGRES_", "PG", "COMPOSE_", "DOCKER_", "RUST_"];
 
-/// What `sslmode` may be. <https://www.postgresql.org/docs/current/libpq-ssl.html>
+/// The values of `sslmode`. <https://www.postgresql.org/docs/current/libpq-ssl.html>
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 /// A setting that cannot be accepted.
@@ -100,34 +100,32 @@ impl SettingsError {
     }
 }
 
-/// Everything that can be set. It may hold passwords, so it has no `Debug`.
+/// All settings. They may hold passwords, so there is no `Debug`.
 #[derive(Clone)]
 pub struct Settings {
     /// `None`: a private PostgreSQL.
     pub database: Option<PgConnectOptions>,
-    /// For wakeups and migrations, if it differs.
+    /// For wakeups and migrations, if it differs from `database`.
     pub listen_database: Option<PgConnectOptions>,
     /// Connections for requests.
     pub request_connections: u32,
     /// Where the private PostgreSQL keeps its files.
     pub data_dir: PathBuf,
-    /// API address.
+    /// The address of the API, of health and of metrics.
     pub listen_addr: SocketAddr,
-    /// The workers.
     pub workers: WorkerSettings,
-    /// Upper bound of one attempt.
+    /// Upper bound of one attempt, from connect to the end of the body.
     pub http_timeout: Duration,
-    /// Bytes of a response that are kept.
+    /// How many bytes of a response are read and kept.
     pub response_bytes_max: usize,
-    /// Networks that receivers may be in although not public.
+    /// Networks that receivers may be in although they are not public.
     pub egress_allow: Vec<IpNet>,
     /// How long terminal deliveries are kept.
     pub archive_retention: Duration,
     /// Age of the oldest ready delivery at which the service counts as not ready.
     pub ready_age_max: Duration,
-    /// Filter directives.
+    /// A level, or filter directives.
     pub log_level: String,
-    /// How log lines look.
     pub log_format: LogFormat,
 }
 
@@ -152,7 +150,7 @@ impl Settings {
         Self::from_sources(file, environment)
     }
 
-    /// Reads settings from the lines of a file and from an environment, which goes first.
+    /// Reads settings from the lines of a file and from an environment. The environment takes precedence.
     pub fn from_sources(
         file: BTreeMap<String, String>,
         environment: HashMap<String, String>,
@@ -168,7 +166,7 @@ impl Settings {
     }
 }
 
-/// The setting that a name is probably meant to be. Other names in the environment are other programs' business.
+/// The setting that a name is probably a misspelling of. `None` for the names of other programs.
 fn misspelt(name: &str) -> Option<&'static str> {
     let near = |setting: &&Setting| strsim::damerau_levenshtein(name, setting.name) <= 2;
     if is_setting(name) { None } else { SETTINGS.iter().find(near).map(|setting| setting.name) }
@@ -178,7 +176,7 @@ fn is_setting(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.name == name)
 }
 
-/// dotenvy repeats the faulty line, which may hold a password, and does not say which one it is.
+/// The error text of dotenvy, with the number of the faulty line instead of its content, which may hold a password.
 fn without_line(error: &dotenvy::Error) -> String {
     match error {
         dotenvy::Error::LineParse(faulty, column) => {
@@ -197,7 +195,7 @@ fn without_line(error: &dotenvy::Error) -> String {
     }
 }
 
-/// Which line of a file begins with the text that could not be parsed, counted from 1.
+/// The number of the line that begins with the text that could not be parsed, counted from 1.
 fn line_number(text: &str, faulty: &str) -> Option<usize> {
     let first = faulty.lines().next()?.trim_end();
     text.lines().position(|line| line.trim_end() == first).map(|index| index + 1)
@@ -226,7 +224,7 @@ fn in_words(duration: Duration) -> String {
     format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The layers, and how single settings are read from them.
+/// The layers of settings, merged. Single settings are read from here.
 struct Source(Config);
 
 impl Source {
@@ -241,7 +239,7 @@ impl Source {
                 .map_err(|error| SettingsError::new(setting.name, error.to_string()))?;
         }
         let known = |(name, value): (String, String)| {
-            // an empty variable counts as unset, as compose files write it
+            // an empty variable counts as unset, because compose files write unset ones like that
             (is_setting(&name) && !value.is_empty())
                 .then(|| (name.to_lowercase(), Value::new(None, ValueKind::String(value))))
         };
@@ -356,7 +354,7 @@ impl Source {
         }
         let must_be = "must be a URL such as postgres://user:password@host:5432/database; in user and password, characters \
                        such as # / ? @ : % must be percent-encoded (# is %23)";
-        // whatever follows a # is lost, so that the host would be a part of the password
+        // the driver drops what follows a #, so a part of the password would become the host
         if url.contains('#') {
             return Err(fault(must_be));
         }
@@ -376,7 +374,7 @@ impl Source {
     fn log_level(&self, name: &'static str) -> Result<String, SettingsError> {
         let text = self.text(name)?;
         match text.parse::<tracing_subscriber::EnvFilter>() {
-            // a lone word that is no level would be taken for the name of a module
+            // a single word that is not a level would be taken for the name of a module
             Ok(_)
                 if text.contains(['=', ','])
                     || text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok() =>
@@ -391,7 +389,7 @@ impl Source {
     }
 }
 
-/// Values that are read already, as a layer.
+/// A layer of values that were read before.
 #[derive(Debug, Clone)]
 struct Layer(Map<String, Value>);
 

@@ -1,4 +1,4 @@
-//! Signals: the first asks the service to finish what is under way, the second ends the process at once.
+//! Signals: the first one asks the service to finish its attempts, the second one ends the process at once.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// A second signal this soon is taken for the first one.
+/// A signal that follows within this time counts as the same request.
 const SAME_REQUEST: Duration = Duration::from_millis(500);
 /// The exit code of a process that a second signal ended.
 const EXIT_ABORTED: i32 = 130;
@@ -23,7 +23,7 @@ pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         let name = next().await;
         info!(signal = name, "stopping: attempts under way may end; a second signal ends them");
         token.cancel();
-        // some programs send the same signal twice in a row: to the process, and to its group
+        // some programs send the same signal twice in a row, to the process and to its group
         let asked = Instant::now();
         let name = loop {
             let name = next().await;

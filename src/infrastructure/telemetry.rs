@@ -1,4 +1,4 @@
-//! Logs and metrics.
+//! Logs and metrics, as the outside sees them.
 
 use std::io::IsTerminal as _;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 pub enum LogFormat {
     /// For people.
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// `key=value` pairs.
     Logfmt,
@@ -38,9 +38,9 @@ impl FromStr for LogFormat {
 
 /// Sends log lines to standard error, so that a command's output stays clean.
 pub fn log_to_stderr(level: &str, format: LogFormat) -> anyhow::Result<()> {
-    // a lone level is meant for this program; of the libraries below it only trouble is shown, with two exceptions: of a
-    // receiver's certificate the attempt's own line says more, and a connection that is found broken when it is given back
-    // is replaced
+    // A single level applies to this program. Its libraries log only warnings and errors, with two exceptions that are left
+    // out: a receiver's certificate, about which the line of the attempt says more, and a broken connection that is replaced
+    // when it is given back.
     let directives = if level.contains(['=', ',']) {
         level.to_owned()
     } else {
@@ -55,7 +55,7 @@ pub fn log_to_stderr(level: &str, format: LogFormat) -> anyhow::Result<()> {
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .boxed(),
-        // the list of spans would repeat the innermost one
+        // without the list of spans, which would repeat the innermost one
         LogFormat::Json => {
             fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(std::io::stderr).boxed()
         }
@@ -64,7 +64,6 @@ pub fn log_to_stderr(level: &str, format: LogFormat) -> anyhow::Result<()> {
     tracing_subscriber::registry().with(filter).with(layer).try_init().context("starting the log")
 }
 
-/// What kind of metric it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
     /// Only grows.

@@ -1,4 +1,4 @@
-//! The claimer: one loop of a process that takes leases for all of its workers, and starts their attempts.
+//! The claimer: one loop per process that turns free slots of its workers into attempts.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -27,8 +27,9 @@ use crate::domain::millis;
 const CLAIM_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 impl WorkerPool {
-    /// Claims for all workers, as they have free slots: one claim at a time, so that under load each is large, and none
-    /// steps over what another is about to take. It owns all waiting; attempts run beside it, one a slot.
+    /// Claims for all workers that have free slots. There is one claim at a time: under load this makes claims large, and no
+    /// claim has to step over rows that another is about to take. This loop does all the waiting; attempts run beside it, one
+    /// per slot.
     pub(super) async fn claim_and_attempt(self: Arc<Self>, stop: CancellationToken) {
         let mut cursor = None;
         let mut more_waits = false;
@@ -39,7 +40,7 @@ impl WorkerPool {
                 () = stop.cancelled() => break,
                 free = self.slots.take(self.settings.claim_max(), more_waits) => free,
             };
-            // armed before it looks
+            // armed before the look, so that no wakeup is missed in between
             let woken = self.wakeup.woken();
             let mut woken = pin!(woken);
             woken.as_mut().enable();
@@ -101,7 +102,7 @@ impl WorkerPool {
                 Ok(claimed) => claimed,
                 Err(cause) => {
                     self.ledger.claim_failed();
-                    // what is claimed must be attempted; the next claim tells if the store is still away
+                    // what is claimed must be attempted; the next claim shows whether the store is still away
                     if claimed.is_empty() {
                         return Err(cause);
                     }
@@ -125,7 +126,7 @@ impl WorkerPool {
         }
     }
 
-    /// One attempt. A panic in it is logged here; its outcome is unknown when the lease ends.
+    /// Makes one attempt. A panic in it is logged here, and its outcome is recorded as unknown when the lease ends.
     pub(in crate::application) async fn attempt(
         self: Arc<Self>,
         delivery: LeasedDelivery,
@@ -144,10 +145,11 @@ impl WorkerPool {
         if ended.is_err() {
             error!(%queue_id, "an attempt panicked; its outcome is unknown when the lease ends");
         }
-        // the slot first: whoever the entry wakes finds it free
+        // the slot before the entry: whoever the entry wakes must find a free slot
         match ended {
             Ok(LeaseEnd::Now) => drop(slot),
-            // for as long as a look for what lost claims took may find the lease: until it is taken over after its end
+            // The lease counts as held until it is taken over after its end, because until then a look for lost claims could
+            // find it and give it back.
             Ok(LeaseEnd::ByItself) | Err(_) => {
                 slot.leave_lease(claimed_at + self.settings.lease_term * 2 + HELD_POLL * 2);
             }
@@ -155,15 +157,15 @@ impl WorkerPool {
         entry.ended_after(claimed_at.elapsed());
     }
 
-    /// A claim may have taken leases although its answer never came. What is under the workers' names, and in no slot, is such
-    /// a lease, once they have other names.
+    /// Renames the workers after a claim that was not answered and may have taken leases. A lease under an old name that
+    /// belongs to no slot is then one of those.
     fn disown_claims(&self) {
         let disowned = self.slots.rename(self.names.of(self.settings.count));
         self.lost_claims.add(disowned, self.settings.lease_term);
     }
 }
 
-/// When the attempt may begin, if its endpoint's rate is limited.
+/// When the attempt may begin; `None` if its endpoint's rate is not limited.
 fn starts_at(delivery: &LeasedDelivery) -> Option<Instant> {
     match delivery.work {
         Work::Attempt { starts_at, .. } => starts_at,
@@ -171,8 +173,8 @@ fn starts_at(delivery: &LeasedDelivery) -> Option<Instant> {
     }
 }
 
-/// Those that have more claimed when they begin, where an endpoint's rate is limited: the one in the middle of what it has
-/// granted, so that the next grant comes in time, and the last, lest that one found another claim there.
+/// The deliveries whose start wakes the claimer. For each rate-limited endpoint: the middle one of its grant, so that the
+/// next grant arrives in time, and the last one, in case the claim made at the middle found the endpoint busy.
 fn pacemakers<'a>(deliveries: impl Iterator<Item = &'a LeasedDelivery>) -> HashSet<QueueId> {
     let mut starts: HashMap<EndpointId, Vec<(Instant, QueueId)>> = HashMap::new();
     for delivery in deliveries {

@@ -1,7 +1,7 @@
-//! The leases of a process, counted per endpoint, so that no endpoint takes them all.
+//! Counts the leases of a process per endpoint, so that no endpoint takes them all.
 //!
-//! The share of an endpoint is half of what the others leave, or three quarters while it answers quickly. So one that never
-//! answers cannot take all, nor can two of them, or three: there is always room for the next one.
+//! The share of an endpoint is half of the leases that the others leave free, or three quarters while it answers quickly.
+//! So endpoints that never answer cannot take all leases, however many there are: there is always room for one more.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,35 +11,34 @@ use crate::application::wakeup::Wakeup;
 use crate::domain::delivery::LeasedDelivery;
 use crate::domain::endpoint::EndpointId;
 
-/// An endpoint that was held back is claimed from again once it has room for this part of all leases, so that claims
-/// stay large.
+/// An endpoint that was held back is claimed from again when it has room for this fraction of all leases. That keeps
+/// claims large.
 const ROOM_WORTH_A_CLAIM: usize = 8;
-/// An endpoint that may take nearly as much as others is not listed by itself, which would cost a claim that visits
-/// hundreds; so it may once take this much more.
+/// An endpoint whose limit is within this many of the common one is not listed separately, because long lists slow claims
+/// down. It may exceed its limit by this much, once.
 const SLACK: usize = 8;
-/// A lease that is given back this soon was answered quickly.
+/// An attempt that ends within this time was answered quickly.
 const QUICK: Duration = Duration::from_secs(1);
 
-/// How much may be taken from endpoints by one claim.
+/// How many leases one claim may take from which endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rooms {
-    /// In all.
+    /// Upper bound for all endpoints together.
     pub limit: usize,
-    /// From each that is not listed.
+    /// Upper bound for each endpoint that is not listed.
     pub share: usize,
-    /// From those that hold so much already that it is less.
+    /// Endpoints with a lower bound than `share`, because they hold leases already.
     pub listed: Vec<(EndpointId, usize)>,
 }
 
 impl Rooms {
-    /// From this one.
+    /// Upper bound for this endpoint.
     pub fn of(&self, endpoint: EndpointId) -> usize {
         let listed = self.listed.iter().find(|(listed, _)| *listed == endpoint);
         listed.map_or(self.share, |(_, room)| *room)
     }
 }
 
-/// Counts the leases of a process by endpoint.
 #[derive(Debug)]
 pub struct Ledger {
     leases_max: usize,
@@ -47,7 +46,7 @@ pub struct Ledger {
     counts: Mutex<Counts>,
 }
 
-/// A lease that is counted for its endpoint until this is dropped; then the claimer is woken if that is worth a claim.
+/// A lease that counts for its endpoint until this is dropped. The drop wakes the claimer if a claim is worth it.
 #[derive(Debug)]
 pub struct Entry {
     ledger: Arc<Ledger>,
@@ -56,7 +55,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The attempt ended, so long after the lease was taken.
+    /// Notes how long after the start of the lease the attempt ended.
     pub fn ended_after(mut self, held_for: Duration) {
         self.was_quick = held_for < QUICK;
     }
@@ -74,15 +73,15 @@ impl Drop for Entry {
 struct Counts {
     total: usize,
     by_endpoint: HashMap<EndpointId, EndpointCount>,
-    /// Endpoints that may have more waiting than they were given room for.
+    /// Endpoints that may have more deliveries waiting than they had room for.
     held_back: HashMap<EndpointId, HeldBack>,
-    /// Nothing waits anywhere else, as far as is known: the last claim took less than it could.
+    /// The last claim took less than it could, so probably nothing waits at other endpoints.
     all_else_claimed: bool,
-    /// What the claim that is under way may take.
+    /// The rooms of the claim that is under way.
     being_claimed: Option<Rooms>,
 }
 
-/// Whether the claimer knows that an endpoint is worth a claim again.
+/// Whether the claimer has been woken for an endpoint that was held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HeldBack {
     Unreported,
@@ -92,25 +91,24 @@ enum HeldBack {
 #[derive(Debug, Clone, Copy, Default)]
 struct EndpointCount {
     count: usize,
-    /// When a lease was last given back quickly.
+    /// When an attempt last ended quickly.
     quick_at: Option<Instant>,
-    /// Whether it limits what is in flight, everywhere: what it may give is known to the store alone.
+    /// The endpoint has a limit on attempts in flight. Only the store knows how many more it allows.
     limited: bool,
 }
 
 impl Ledger {
-    /// Nothing is held of `leases_max` leases. Whoever claims is woken by `wakeup`.
+    /// An empty ledger for `leases_max` leases. It wakes the claimer through `wakeup`.
     pub fn new(leases_max: usize, wakeup: Arc<Wakeup>) -> Arc<Self> {
         Arc::new(Self { leases_max, wakeup, counts: Mutex::default() })
     }
 
-    /// How many leases there are.
     pub fn leases_max(&self) -> usize {
         self.leases_max
     }
 
-    /// What a claim of at most `limit` may take. [`Ledger::take`] or [`Ledger::claim_failed`] must be told of its end before
-    /// the next one is made.
+    /// What a claim of at most `limit` leases may take. Call [`Ledger::take`] or [`Ledger::claim_failed`] when the claim has
+    /// ended, before the next call of this.
     pub fn rooms(&self, limit: usize) -> Rooms {
         let mut counts = self.counts();
         let share = counts.room(self.leases_max, EndpointCount::default()).clamp(1, limit);
@@ -121,7 +119,7 @@ impl Ledger {
                 listed.push((endpoint, room));
             }
         }
-        // nobody looks at all whether more waits for these
+        // the claim skips endpoints without room, so it cannot find out whether more waits for them
         counts.held_back.extend(
             listed
                 .iter()
@@ -133,7 +131,7 @@ impl Ledger {
         rooms
     }
 
-    /// A claim within `rooms` took leases on these deliveries.
+    /// Counts the leases that a claim within `rooms` took.
     pub fn take(
         self: &Arc<Self>,
         rooms: &Rooms,
@@ -147,25 +145,25 @@ impl Ledger {
         deliveries.into_iter().map(with_entry).collect()
     }
 
-    /// A claim took nothing, and nobody knows what waits.
+    /// Notes that a claim failed: it is unknown what waits.
     pub fn claim_failed(&self) {
         let mut counts = self.counts();
         counts.being_claimed = None;
         counts.all_else_claimed = false;
     }
 
-    /// Takes a lease for a delivery that is about to be stored, if its endpoint has room and nothing waits there, as far as
-    /// is known, that should go first.
+    /// Takes a lease for a delivery that is about to be stored. Returns `None` if its endpoint has no room, or if deliveries may
+    /// wait there that should go first.
     pub fn take_for_new(self: &Arc<Self>, endpoint: EndpointId) -> Option<Entry> {
         self.count_new(endpoint).then(|| self.counted(endpoint))
     }
 
-    /// A delivery of this endpoint has to wait, for want of a slot, and goes before newer ones.
+    /// Notes that a delivery of this endpoint has to wait because no slot is free. It goes before newer ones.
     pub fn hold_back(&self, endpoint: EndpointId) {
         self.counts().held_back.insert(endpoint, HeldBack::Unreported);
     }
 
-    /// Whether something may wait for a lease of this endpoint to end.
+    /// Whether a delivery may be waiting for a lease of this endpoint to end.
     pub fn is_wanted(&self, endpoint: EndpointId) -> bool {
         let counts = self.counts();
         !counts.all_else_claimed
@@ -177,7 +175,7 @@ impl Ledger {
         Entry { ledger: self.clone(), endpoint, was_quick: false }
     }
 
-    /// Of each endpoint is told whether it limits what is in flight.
+    /// The flag of each endpoint says whether it has a limit on attempts in flight.
     fn count(&self, rooms: &Rooms, endpoints: impl IntoIterator<Item = (EndpointId, bool)>) {
         let mut taken: HashMap<EndpointId, usize> = HashMap::new();
         let mut counts = self.counts();
@@ -205,7 +203,7 @@ impl Ledger {
         }
         let being_claimed = counts.being_claimed.as_ref();
         let (in_all, here) = being_claimed.map_or((0, 0), |rooms| (rooms.limit, rooms.of(endpoint)));
-        // of what the claim takes, it may take so much from others
+        // the claim may take this much from other endpoints, which leaves less room here
         if counts.room(self.leases_max.saturating_sub(in_all - here), by_endpoint) <= here {
             counts.held_back.insert(endpoint, HeldBack::Unreported);
             return false;
@@ -214,7 +212,7 @@ impl Ledger {
         true
     }
 
-    /// Answers whether the endpoint had been held back, here or by its limits, and is worth a claim now.
+    /// Returns whether the endpoint was held back, by the ledger or by its limits, and is now worth a claim.
     fn give_back(&self, endpoint: EndpointId, was_quick: bool) -> bool {
         let mut counts = self.counts();
         let mut by_endpoint = counts.give_back(endpoint);
@@ -249,7 +247,7 @@ impl Counts {
         by_endpoint
     }
 
-    /// Answers what the endpoint holds then; one that holds nothing is forgotten.
+    /// Returns what the endpoint holds after that. An endpoint that holds nothing is forgotten.
     fn give_back(&mut self, endpoint: EndpointId) -> EndpointCount {
         self.total -= 1;
         let by_endpoint = self.by_endpoint.get_mut(&endpoint).expect("what is given back was taken");
@@ -261,7 +259,7 @@ impl Counts {
         by_endpoint
     }
 
-    /// How many more an endpoint may take that holds so many.
+    /// How many more leases an endpoint with this count may take.
     fn room(&self, leases_max: usize, EndpointCount { count, quick_at, .. }: EndpointCount) -> usize {
         let left_by_others = leases_max.saturating_sub(self.total - count);
         let quarters = if quick_at.is_some_and(|at| at.elapsed() < QUICK) { 3 } else { 2 };

@@ -1,4 +1,4 @@
-//! Losses: attempts whose workers never reported how they ended.
+//! Records losses: attempts whose workers never reported how they ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use super::WorkerPool;
 use super::restart::jittered;
 use crate::domain::delivery::LeasedDelivery;
 
-/// What this is called in logs and health checks.
+/// The name of this duty in logs and health checks.
 const DUTY: &str = "recording losses of held configs";
-/// How often leases are looked for that have expired at endpoints that are disabled, or whose circuit is not closed.
+/// How often the process looks for expired leases of held endpoints (disabled, or with a circuit that is not closed).
 pub(super) const HELD_POLL: Duration = Duration::from_mins(2);
-/// How long a loss is kept back before it is recorded: the worker that was thought lost may know the outcome after all, and
-/// could not write it while the store stood still. Settles are tried again within two seconds.
+/// The wait before a loss is recorded. The worker may still know the outcome, if it could not write it while the store stood
+/// still. Settles are tried again within two seconds.
 const LOSS_GRACE: Duration = Duration::from_secs(3);
-/// The same where the loss ends the delivery: what is known later could not be written any more.
+/// The wait if the loss ends the delivery: an outcome that becomes known after that could not be written.
 const LAST_LOSS_GRACE: Duration = Duration::from_secs(10);
 
 impl WorkerPool {
-    /// Records that the outcome of an attempt is unknown, unless it becomes known within a while. No slot is held meanwhile:
-    /// there are never more of these than leases of workers that were lost.
+    /// Records after a while that the outcome of an attempt is unknown, unless it has become known. No slot is held meanwhile:
+    /// there are never more of these tasks than leases of lost workers.
     pub(super) fn record_loss_soon(self: &Arc<Self>, delivery: LeasedDelivery) {
         let workers = self.clone();
         let grace = if delivery.attempt < delivery.max_retries { LOSS_GRACE } else { LAST_LOSS_GRACE };
@@ -35,7 +35,7 @@ impl WorkerPool {
         });
     }
 
-    /// Nothing claims from an endpoint that is held, so the leases that expire there are settled here.
+    /// Settles the leases that expire at held endpoints, which claims skip.
     pub(super) async fn record_held_losses(self: Arc<Self>, stop: CancellationToken) {
         let limit = self.settings.batch_size;
         while let Some(worker) = self.slots.first_worker() {

@@ -1,4 +1,4 @@
-//! Lost answers: the store may have done what it was asked although its answer never came, and hold leases that nobody uses.
+//! Gives back leases that the store may have granted in an answer that never came.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use crate::application::ports::{DeliveryQueue, UnusedLease};
 use crate::application::wakeup::Wakeup;
 use crate::domain::delivery::WorkerId;
 
-/// Waits between looks. A loss that ends a delivery is kept back for twice the longest before it is recorded.
+/// Waits between looks. The wait before a loss that ends a delivery is recorded is twice the longest of these.
 const LOOK_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
-/// For how long after the end of a lease something may still turn up under it: commits may stall for longer than it lasted.
+/// How long after the end of its term a lease may still appear, because a commit may stall for longer than the term.
 const STALL_MAX: Duration = Duration::from_mins(10);
 
-/// Names that workers had when the store did not answer a claim in time. What is under a lease by such a name, and in no
-/// slot, is nobody's.
+/// Names that workers had when the store did not answer a claim. A lease under such a name that belongs to no slot is used
+/// by nobody.
 #[derive(Debug, Default)]
 pub struct LostClaims {
     names: Mutex<Vec<LostName>>,
@@ -31,19 +31,19 @@ pub struct LostClaims {
 #[derive(Debug)]
 struct LostName {
     name: WorkerId,
-    /// Until when something may turn up under it: the store may be slow to do what it was asked.
+    /// Until when leases may appear under the name, because the store may be slow.
     until: Instant,
 }
 
 impl LostClaims {
-    /// The workers have other names from now on; leases by these end after `lease_term`.
+    /// Adds names that workers no longer use. Leases under them end after `lease_term`.
     pub fn add(&self, names: Vec<WorkerId>, lease_term: Duration) {
         let until = Instant::now() + lease_term + STALL_MAX;
         self.names().extend(names.into_iter().map(|name| LostName { name, until }));
         self.added.notify_one();
     }
 
-    /// Gives back what is found, one look at a time, for ever.
+    /// Looks again and again for leases under these names, and gives them back. Never returns.
     pub async fn release(&self, queue: &dyn DeliveryQueue, slots: &Slots, wakeup: &Wakeup) {
         loop {
             self.added.notified().await;
@@ -81,7 +81,7 @@ impl LostClaims {
     }
 
     fn names(&self) -> MutexGuard<'_, Vec<LostName>> {
-        // nothing panics while it is held
+        // no code panics while it holds this lock
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -95,8 +95,8 @@ impl WorkerPool {
     }
 }
 
-/// Makes ready what may have been stored under these leases although the store did not say so in time. Looks until it has
-/// found all, or nothing can turn up any more; what it does not live to find waits for the end of its lease.
+/// Makes deliveries ready that the store may have stored under these leases without answering in time. Looks until it has
+/// found all, or until no more can appear. If the process ends before that, the deliveries wait for the end of their leases.
 pub async fn release_unconfirmed(
     queue: Arc<dyn DeliveryQueue>,
     wakeup: Arc<Wakeup>,

@@ -1,17 +1,17 @@
 //! The workers of a process: they take leases on deliveries, make the attempts, and settle them.
 //!
-//! A *worker* is a name under which slots are held, not a task. No loop runs for each of them; their names stand in the leases, so
-//! that the audit shows who held what.
+//! A *worker* is a name under which slots are held, not a task. There is no loop per worker. The names are written into the
+//! leases, so that the audit shows who held what.
 //!
 //! The cast, in the order in which a delivery meets it:
 //!
 //! - a [slot](slots) is the right to hold one more lease; each worker has `WORKER_BATCH_SIZE` of them;
-//! - the [ledger] counts what each endpoint holds of the process's leases, and says how much room a claim has there;
+//! - the [ledger] counts the leases per endpoint and says how much room a claim has there;
 //! - a [reservation](reservations) keeps a slot for an event that is being stored, so that it needs no claim;
 //! - the claimer waits for free slots, claims for all workers at once, and starts an attempt for each delivery;
-//! - the promoter makes ready what was scheduled for a time that has come;
-//! - losses are recorded of attempts whose workers never reported an outcome;
-//! - [lost answers](lost_answers): the store may hold leases that nobody uses, since its answer never came; they are looked for.
+//! - the promoter makes scheduled deliveries ready when they are due;
+//! - losses are recorded for attempts whose workers never reported an outcome;
+//! - [lost answers](lost_answers) of the store may have left leases that nobody uses; these are found and given back.
 
 mod claimer;
 pub mod ledger;

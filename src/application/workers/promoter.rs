@@ -1,4 +1,4 @@
-//! The promoter: one loop of a process that makes ready what was scheduled for a time that has come.
+//! The promoter: one loop per process that makes scheduled deliveries ready when they are due.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use tracing::debug;
 use super::WorkerPool;
 use crate::application::backoff::Backoff;
 
-/// What this is called in logs and health checks.
+/// The name of this duty in logs and health checks.
 const DUTY: &str = "making ready what is due";
-/// How many deliveries are made ready at a time.
+/// How many deliveries one statement makes ready.
 const PROMOTE_MAX: usize = 1_000;
-/// The longest that the promoter sleeps: deliveries scheduled by other processes come to its notice then.
+/// The longest that the promoter sleeps. Deliveries that other processes scheduled are noticed at the latest then.
 const PROMOTE_POLL: Duration = Duration::from_millis(500);
 
 /// Waits after a promotion that failed.

@@ -1,5 +1,6 @@
-//! Slots that are kept for deliveries while these are stored: a delivery that has one is stored under a lease, and is
-//! attempted as soon as it is committed, without a claim.
+//! Slots that are kept for deliveries while these are being stored.
+//!
+//! A delivery that has one is stored under a lease. It is attempted as soon as it is committed, without a claim.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::slots::Slot;
 use crate::application::ports::WantedLease;
 use crate::domain::delivery::{Lease, NewDelivery};
 
-/// A worker's slot, and an entry in the ledger. Both are free again once this is dropped.
+/// A worker's slot with an entry in the ledger. Dropping it frees both.
 pub struct Reservation {
     workers: Arc<WorkerPool>,
     slot: Slot,
@@ -20,7 +21,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Keeps a slot for a delivery, unless others may wait that should go first, or its endpoint has no room.
+    /// Keeps a slot for a delivery, unless its endpoint has no room or other deliveries may wait that should go first.
     pub fn of(workers: &Arc<WorkerPool>, delivery: &NewDelivery) -> Option<Self> {
         if !delivery.due_at_once {
             return None;
@@ -34,12 +35,12 @@ impl Reservation {
         Some(Self { workers: workers.clone(), slot, entry })
     }
 
-    /// The lease that the delivery should be stored under.
+    /// The lease to store the delivery under.
     pub fn lease(&self) -> WantedLease<'_> {
         WantedLease { worker_id: self.slot.worker(), term: self.workers.lease_term() }
     }
 
-    /// Attempts the delivery, which was stored under a lease from `locked_at` on by an enqueue that began at `begun`.
+    /// Attempts the delivery. `locked_at` is when its lease began, by the database's clock; `begun` is when the enqueue began.
     pub fn attempt(self, delivery: &NewDelivery, locked_at: DateTime<Utc>, begun: Instant) {
         let Self { workers, slot, entry } = self;
         let lease = Lease { worker_id: slot.worker().clone(), locked_at };

@@ -1,4 +1,4 @@
-//! Loops that go on whatever happens in them.
+//! Restarts loops that panic.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-/// The wait before a loop that panicked begins again.
+/// The wait before a loop that panicked is restarted.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// Runs a loop until it ends, from its beginning each time that it panics: without one of its loops a process would go
-/// on as if nothing were missing.
+/// Runs a loop until it ends, and restarts it when it panics. Otherwise the process would go on without this loop, and
+/// nobody would notice.
 pub(super) async fn again_after_panics<F>(stop: &CancellationToken, mut begin: impl FnMut() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -25,7 +25,7 @@ where
     }
 }
 
-/// Up to a tenth longer or shorter, so that processes do not fall into step.
+/// Makes a pause up to a tenth longer or shorter, so that processes do not fall into step.
 pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.9..1.1))
 }

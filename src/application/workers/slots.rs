@@ -1,4 +1,4 @@
-//! The leases that the workers of a process may hold: each worker has a number of slots, one a lease.
+//! The slots of a process. Each slot lets a worker hold one lease.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,53 +9,52 @@ use tokio::time::timeout;
 
 use crate::domain::delivery::{QueueId, WorkerId};
 
-/// With more waiting than fits, a claim waits until it can take as much as it may, or for this.
+/// How long a claim waits for more free slots if more deliveries wait than fit.
 const REFILL_WAIT: Duration = Duration::from_millis(20);
 
-/// The slots of all workers.
 #[derive(Debug)]
 pub struct Slots {
     state: Mutex<State>,
-    /// As many permits as there are free slots, or fewer.
+    /// At most as many permits as there are free slots.
     permits: Arc<Semaphore>,
     total: usize,
 }
 
 #[derive(Debug)]
 struct State {
-    /// The workers' names, by their number.
+    /// The workers' names. A worker's number is its index.
     workers: Vec<WorkerId>,
-    /// The free slots: the number of the worker of each.
+    /// For each free slot, the number of its worker.
     free: Vec<usize>,
-    /// The deliveries that slots in use are for, and how many of each: one that has just ended may be claimed again already.
+    /// How many slots are in use per delivery. There may be two: a delivery can be claimed again just before its slot is free.
     held: HashMap<QueueId, usize>,
-    /// Deliveries that were sent and whose outcome could not be written, and until when their leases last.
+    /// Deliveries whose outcome could not be written, each with the end of its lease.
     unsettled: Vec<(QueueId, Instant)>,
 }
 
-/// A worker's right to hold one more lease. It is free again once this is dropped.
+/// A worker's right to hold one more lease. Dropping it frees the slot.
 #[derive(Debug)]
 pub struct Slot {
     number: usize,
     worker: WorkerId,
     delivery: Option<QueueId>,
     slots: Arc<Slots>,
-    /// Given back after the worker.
+    /// Dropped after the slot's own `drop` has returned the worker, so that a permit always finds one.
     _permit: OwnedSemaphorePermit,
 }
 
 impl Slots {
-    /// `each` slots for each worker, all of them free.
+    /// `each` free slots per worker.
     pub fn new(workers: &[WorkerId], each: usize) -> Arc<Self> {
-        // round about, so that workers share the work
+        // workers take turns, so that they share the work
         let free: Vec<usize> = (0..workers.len()).cycle().take(workers.len() * each).collect();
         let total = free.len();
         let state = State { workers: workers.to_vec(), free, held: HashMap::new(), unsettled: Vec::new() };
         Arc::new(Self { state: Mutex::new(state), permits: Arc::new(Semaphore::new(total)), total })
     }
 
-    /// Waits for a free slot and takes it, with as many more as are free, up to `max`. While `more_waits` than fits, it
-    /// waits a little until half of `max` are free, so that claims stay large.
+    /// Waits for a free slot, then takes all that are free, up to `max`. If `more_waits` than fits, it waits a little for half
+    /// of `max`, so that claims stay large.
     pub async fn take(self: &Arc<Self>, max: usize, more_waits: bool) -> Vec<Slot> {
         const OPEN: &str = "the semaphore is never closed";
         let half = u32::try_from(max.div_ceil(2)).expect("settings keep it small");
@@ -76,29 +75,28 @@ impl Slots {
         taken
     }
 
-    /// Takes a free slot, if there is one that nobody waits for.
+    /// Takes a free slot, unless none is free or others wait for one.
     pub fn try_take(self: &Arc<Self>) -> Option<Slot> {
         Some(self.slot(self.permits.clone().try_acquire_owned().ok()?))
     }
 
-    /// Waits until all are free, and takes them for good.
+    /// Waits until all slots are free and takes them for good.
     pub async fn close(&self) {
         let total = u32::try_from(self.total).expect("settings keep it small");
         self.permits.acquire_many(total).await.expect("the semaphore is never closed").forget();
     }
 
-    /// Gives the workers new names, and answers the old ones. Slots in use keep theirs until they are free: so what is under
-    /// the old names, and not among [`Slots::held`], is nobody's.
+    /// Gives the workers new names and returns the old ones. Slots in use keep the old names until they are free. So a lease
+    /// under an old name that is not in [`Slots::held`] is used by nobody.
     pub fn rename(&self, workers: Vec<WorkerId>) -> Vec<WorkerId> {
         std::mem::replace(&mut self.state().workers, workers)
     }
 
-    /// The first worker's name.
     pub fn first_worker(&self) -> Option<WorkerId> {
         self.state().workers.first().cloned()
     }
 
-    /// The deliveries whose leases are in use: those that slots in use are for, and those that have yet to end by themselves.
+    /// The deliveries whose leases are in use, or were left to expire.
     pub fn held(&self) -> Vec<QueueId> {
         let (mut state, now) = (self.state(), Instant::now());
         state.unsettled.retain(|(_, until)| *until > now);
@@ -113,20 +111,20 @@ impl Slots {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // nothing panics while it is held
+        // no code panics while it holds this lock
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
-    /// Notes what it is used for.
+    /// Notes the delivery that the slot is used for.
     pub fn hold(&mut self, delivery: QueueId) {
         self.delivery = Some(delivery);
         *self.slots.state().held.entry(delivery).or_default() += 1;
     }
 
-    /// The slot is free again, but the lease lasts `until` its end: the delivery was sent, and how that ended could not be
-    /// written. It must not be given back, or it would be sent again as if nothing had happened.
+    /// Frees the slot but leaves the lease, which lasts `until` its end: the delivery was sent and its outcome could not be
+    /// written. If the lease were given back, the delivery would be sent again as if nothing had happened.
     pub fn leave_lease(self, until: Instant) {
         if let Some(delivery) = self.delivery {
             let (mut state, now) = (self.slots.state(), Instant::now());
@@ -135,7 +133,6 @@ impl Slot {
         }
     }
 
-    /// Whose it is.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
     }

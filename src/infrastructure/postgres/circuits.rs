@@ -1,5 +1,5 @@
-//! The state of circuits, columns of `webhook_configs`. It is no part of an endpoint's revision: nothing that was made
-//! from the endpoint changes with it.
+//! The state of circuits, in columns of `webhook_configs`. It is not part of an endpoint's revision, because nothing that was
+//! made from the endpoint depends on it.
 
 use std::time::Duration;
 

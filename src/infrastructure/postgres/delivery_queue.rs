@@ -1,4 +1,4 @@
-//! The queue's hot path. The statements are functions of the schema, which pins their plans; see the migrations.
+//! The queue's hot path. Its statements call functions of the schema, which pin their plans; see the migrations.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::domain::retry::{DeadLetterReason, Verdict};
 impl DeliveryQueue for Database {
     async fn enqueue(&self, deliveries: &[Incoming<'_>]) -> Result<Vec<Stored>, StoreError> {
         let mut sorted = deliveries.to_vec();
-        // so that two enqueues that meet at the same events never wait for each other in a circle
+        // sorted, so that two enqueues with the same events never wait for each other in a circle
         sorted.sort_unstable_by_key(|i| {
             let d = i.delivery;
             (d.config_id, d.event_type, d.replay_of, &d.event_id)
@@ -34,7 +34,7 @@ impl DeliveryQueue for Database {
             exceptions.get(&incoming.delivery.queue_id.get()).copied().unwrap_or(STORED)
         };
         let stored: Vec<_> = deliveries.iter().map(stored).collect();
-        // events that were known already are read, not written
+        // a batch of duplicates only reads, so it does not show that writes work
         if stored.iter().any(|stored| matches!(stored, Stored::New { .. })) {
             self.writability.note_write();
         }
@@ -154,12 +154,12 @@ impl DeliveryQueue for Database {
     }
 }
 
-/// From which endpoints to take leases.
+/// The endpoints to take leases from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Endpoints {
-    /// Those whose deliveries may be attempted.
+    /// Endpoints whose deliveries may be attempted.
     Open,
-    /// Those that are held: their expired leases alone.
+    /// Held endpoints. Only expired leases are taken there.
     Held,
 }
 
@@ -179,7 +179,7 @@ impl Database {
             .unzip();
         let (floor_keys, floors): (Vec<i64>, Vec<DateTime<Utc>>) =
             floors.iter().map(|floor| (floor.key(), floor.ready_since)).unzip();
-        // before the leases begin, so that no attempt is thought to have more time than it has
+        // taken before the leases begin, so that no attempt gets more time than its lease has
         let claimed_at = Instant::now();
         let rows = within!(self.engine, ENGINE_LIMIT, |connection| {
             sqlx::query!(
@@ -192,7 +192,7 @@ impl Database {
                    probe as "probe!", in_flight_limited as "in_flight_limited!", starts_in_us
             from webhook_claim($1, $2 * interval '1 microsecond', $3, $4, $5, $6, $7, $8, $9)"#,
             &workers as &[&str],
-            // the operator takes a double; a lease term is exact in it
+            // the SQL operator takes a double, which holds a lease term exactly
             claim.lease_term.as_secs_f64() * 1e6,
             claim.after.map_or(0, EndpointId::get),
             endpoints == Endpoints::Held,
@@ -219,7 +219,7 @@ impl Database {
                 }
                 None => Work::Attempt {
                     waited: from_micros(row.waited_us),
-                    // late rather than early: the database counted from a moment before its answer
+                    // late rather than early: the database counted from a moment before it answered
                     starts_at: row.starts_in_us.map(|us| answered_at + from_micros(us)),
                 },
             };
@@ -287,10 +287,10 @@ fn http_status(attempt: &FinishedAttempt) -> Option<i16> {
     attempt.outcome.status().map(|status| i16::try_from(status).unwrap_or(i16::MAX))
 }
 
-/// What became of a delivery that [`insert`] says nothing of.
+/// The result for a delivery that [`insert`] does not list.
 const STORED: Stored = Stored::New { locked_at: None };
 
-/// Stores deliveries; tells of those that are leased, and of those that it did not store.
+/// Stores deliveries. Lists those that are leased and those that were not stored.
 async fn insert(
     connection: &mut PgConnection,
     deliveries: &[Incoming<'_>],
@@ -341,7 +341,7 @@ async fn insert(
     Ok(told.collect())
 }
 
-/// What attempts of one number mean for their deliveries: one statement writes them all.
+/// What an attempt means for its delivery. One statement writes all attempts with the same number and ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Ending {
     Retry,
@@ -349,9 +349,9 @@ enum Ending {
     WaitsOn,
 }
 
-/// Writes attempts in one transaction; answers the deliveries whose lease still held.
+/// Writes attempts in one transaction. Returns the deliveries whose lease was still held.
 async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]) -> sqlx::Result<Written> {
-    // an outcome that is known goes before a loss of the same attempt
+    // a known outcome is written before a loss of the same attempt
     let mut groups: BTreeMap<(u8, bool, Ending), Vec<&FinishedAttempt>> = BTreeMap::new();
     for &attempt in attempts {
         let ending = match attempt.verdict {
@@ -368,7 +368,7 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
         .filter(|attempt| attempt.verdict == Verdict::DeadLetter(DeadLetterReason::EndpointGone))
         .collect();
 
-    // most batches are one statement, which is a transaction by itself
+    // most batches are one statement, which needs no explicit transaction
     if groups.len() == 1 && gone.is_empty() {
         let ((number, _, ending), group) = groups.pop_first().expect("there is one");
         return settle_group(connection, number, ending, group).await;
@@ -378,7 +378,7 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
     for ((number, _, ending), group) in groups {
         written.extend(settle_group(&mut transaction, number, ending, group).await?);
     }
-    // an attempt that lost its lease has no say any more
+    // an attempt that lost its lease must not disable the endpoint
     let gone = gone.into_iter().filter(|attempt| written.contains(&written_key(attempt)));
     let (gone, urls): (Vec<i64>, Vec<&str>) =
         gone.map(|attempt| (attempt.config_id.get(), attempt.webhook_url.as_str())).unzip();
@@ -415,7 +415,7 @@ async fn settle_group(
             attempts.iter().map(|$attempt| $value).collect::<Vec<_>>()
         };
     }
-    // sorted, so that two settles never wait for each other in a circle
+    // sorted, so that two settles never wait for each other in a circle (deadlock)
     attempts.sort_unstable_by_key(|attempt| attempt.queue_id);
     let now = Instant::now();
     let statement = match ending {
@@ -430,7 +430,7 @@ async fn settle_group(
                 .to_owned()
         }
     };
-    // the text holds nothing but a number from 0 to 6
+    // the only variable part of the text is a number from 0 to 6
     let query = sqlx::query_scalar::<_, Uuid>(AssertSqlSafe(statement))
         .bind(column!(|a| a.queue_id.get()))
         .bind(column!(|a| a.lease.worker_id.as_str()))
@@ -468,7 +468,7 @@ async fn settle_group(
         .collect())
 }
 
-/// The leases whose attempts were written: a delivery may have two in one batch, a known outcome and a loss.
+/// The leases whose attempts were written. A delivery may have two in one batch: a known outcome and a loss.
 type Written = HashSet<(Uuid, DateTime<Utc>)>;
 
 fn written_key(attempt: &FinishedAttempt) -> (Uuid, DateTime<Utc>) {

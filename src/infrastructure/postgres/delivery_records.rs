@@ -1,4 +1,4 @@
-//! Deliveries as people and other programs see them: look-ups, lists, counts, and changes that were asked for.
+//! Deliveries as people and other programs see them: look-ups, lists, counts, changes on request.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -113,7 +113,7 @@ impl DeliveryRecords for Database {
                     if is_retry {
                         statistics.retries += occurrences;
                     }
-                    // an attempt that was lost with its worker has no duration
+                    // the attempt of a lost worker has no duration
                     if let Ok(duration_ms) = u64::try_from(fact.duration_ms) {
                         durations.add(duration_ms, occurrences, fact.duration_total_ms.unsigned_abs());
                     }
@@ -182,7 +182,7 @@ enum OpenState {
     Held(HeldBy),
 }
 
-/// The database counts something that this program has no name for. It must not be counted as something else.
+/// The database counted something that this program does not know. It must not be counted as something else.
 #[derive(Debug, thiserror::Error)]
 #[error("the statistics count \"{0}\", which this program does not know")]
 struct UnknownFact(String);
@@ -230,20 +230,20 @@ impl Database {
     }
 }
 
-/// A delivery ends at most so long before the time that its id tells: that is of another clock.
+/// A delivery ends at most this long before the time in its id, which comes from another clock.
 const ENDS_BEFORE_MAX: TimeDelta = TimeDelta::days(1);
-/// Most deliveries end within this time, the others cost a second look.
+/// Most deliveries end within this time. Others cost a second look.
 const ENDS_WITHIN: TimeDelta = TimeDelta::days(8);
-/// Deliveries of an event that ended at more separate times than this are looked for in all that lies between.
+/// If the deliveries of an event ended in more separate periods than this, the whole time in between is searched.
 const PERIODS_MAX: usize = 16;
-/// How many failed probes are shown with a delivery.
+/// How many failed probes a delivery shows.
 const PROBES_SHOWN: i32 = 20;
 
-/// From one time on, and before another.
+/// From the start on, before the end.
 type Period = Range<DateTime<Utc>>;
 
-/// When a delivery of this id has ended, if it has: very probably. A UUIDv7 tells when it was made; of others nothing is
-/// known.
+/// The time in which a delivery with this id very probably ended, if it has ended. A UUIDv7 holds the time when it was made.
+/// `None` for other ids.
 fn probable_end(queue_id: Uuid) -> Option<Period> {
     if queue_id.get_version_num() != 7 {
         return None;
@@ -253,8 +253,8 @@ fn probable_end(queue_id: Uuid) -> Option<Period> {
     Some(made - ENDS_BEFORE_MAX..made + ENDS_WITHIN)
 }
 
-/// Leaves out the archives of other times. The statement must not be a persistent one: only what is planned with the times
-/// themselves neither reads nor locks the other archives, of which there may be thousands.
+/// Leaves out the archives of other times. The statement must not be persistent. Only a plan made for these very times neither
+/// reads nor locks the other archives, of which there may be thousands.
 fn push_open_or_ended_within(query: &mut QueryBuilder<Postgres>, periods: &[Period]) {
     query.push(" and (q.completed_at is null");
     for period in periods {
@@ -264,7 +264,7 @@ fn push_open_or_ended_within(query: &mut QueryBuilder<Postgres>, periods: &[Peri
     query.push(")");
 }
 
-/// The rest.
+/// Restricts to terminal deliveries that ended outside of `periods`.
 fn push_ended_without(query: &mut QueryBuilder<Postgres>, periods: &[Period]) {
     query.push(" and q.completed_at is not null");
     for period in periods {
@@ -290,8 +290,8 @@ select q.*, (select max(p.number) from webhook_probes p where p.queue_id = q.que
     if let Some(period) = probable_end(queue_id) {
         let periods = [period];
         push_open_or_ended_within(&mut query, &periods);
-        // a statement without a name lives from one message to the next: only within a transaction does a pooler send both to
-        // the same server
+        // An unnamed statement is prepared in one message and run in the next. A pooler sends both to the same server only
+        // within a transaction.
         let mut transaction = connection.begin().await?;
         let row =
             query.build_query_as::<DeliveryRow>().persistent(false).fetch_optional(&mut *transaction).await?;
@@ -302,7 +302,7 @@ select q.*, (select max(p.number) from webhook_probes p where p.queue_id = q.que
         query = looked_for();
         push_ended_without(&mut query, &periods);
     }
-    // all archives are named anyway, so that a plan for any time saves the planning
+    // this reads all other archives in any case, so a generic plan saves the planning
     let row = query.build_query_as::<DeliveryRow>().fetch_optional(connection).await?;
     Ok(row.map(|row| row.0))
 }
@@ -321,14 +321,13 @@ async fn list_on(
     Ok(rows.into_iter().map(|row| row.0).collect())
 }
 
-/// The deliveries of an event, and where they are.
 struct Located {
     ids: Vec<Uuid>,
     periods: Vec<Period>,
 }
 
-/// Finds out where the deliveries of an event are: most in the periods that their ids tell, the others by a look into all
-/// archives.
+/// Finds out when the deliveries of an event ended: most from the periods that follow from their ids, the others by a look into
+/// all archives.
 async fn locate(connection: &mut PgConnection, event_id: &str) -> sqlx::Result<Located> {
     let ids: Vec<Uuid> = sqlx::query_scalar(
         "-- records.deliveries_of_event
@@ -351,7 +350,7 @@ select webhook_deliveries_of_event($1)",
             query.build_query_as().fetch_all(&mut *connection).await?;
         periods.extend(elsewhere.into_iter().map(|(_, end)| end..end + TimeDelta::seconds(1)));
     }
-    // what was open a moment ago may have ended since
+    // a delivery that was open a moment ago may have ended since
     let now = Utc::now();
     periods.push(now - ENDS_BEFORE_MAX..now + ENDS_BEFORE_MAX);
     Ok(Located { ids, periods: merged(periods) })
@@ -365,7 +364,7 @@ fn ends_query(ids: &[Uuid]) -> QueryBuilder<Postgres> {
     query
 }
 
-/// The same times in few periods, in order.
+/// Merges overlapping periods, in order; into a single one if more than [`PERIODS_MAX`] remain.
 fn merged(mut periods: Vec<Period>) -> Vec<Period> {
     periods.sort_by_key(|period| period.start);
     let mut merged: Vec<Period> = Vec::new();
@@ -383,7 +382,7 @@ fn merged(mut periods: Vec<Period>) -> Vec<Period> {
     merged
 }
 
-/// Newest first: the order of the key, since ids are made in the order of time.
+/// The order is newest first. That is the order of the key, because ids sort by time.
 fn list_query(filter: &DeliveryFilter, located: Option<&Located>, limit: usize) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::new(
         "-- records.list
@@ -391,7 +390,7 @@ select q.*, (select max(p.number) from webhook_probes p where p.queue_id = q.que
 from webhook_queue q where q.deleted_at is null",
     );
     if let Some(status) = filter.status {
-        // which partitions there are to look into follows from the second half
+        // the second condition lets PostgreSQL leave partitions out
         query.push(" and status = ").push_bind(status.as_str());
         query.push(if status.is_terminal() {
             " and completed_at is not null"
@@ -414,7 +413,7 @@ from webhook_queue q where q.deleted_at is null",
     }
     if let Some(from) = filter.from {
         query.push(" and created_at >= ").push_bind(from);
-        // nothing ends before it begins, so older archives can be left out
+        // a delivery ends after it was accepted, so older archives are left out
         query.push(" and (completed_at >= ").push_bind(from).push(" or completed_at is null)");
     }
     if let Some(to) = filter.to {
@@ -427,7 +426,7 @@ from webhook_queue q where q.deleted_at is null",
     query
 }
 
-/// A row of `webhook_queue` as a delivery: seven groups of columns become a list of attempts.
+/// A row of `webhook_queue` as a delivery. Its seven groups of columns become a list of attempts.
 struct DeliveryRow(Delivery);
 
 impl FromRow<'_, PgRow> for DeliveryRow {
@@ -473,7 +472,7 @@ impl FromRow<'_, PgRow> for DeliveryRow {
     }
 }
 
-/// The status, with the columns that the constraints of the table demand for it.
+/// The state from the status and the columns that the table's constraints demand for it.
 fn state_of(row: &PgRow) -> sqlx::Result<DeliveryState> {
     let status: DeliveryStatus = row.try_get::<&str, _>("status")?.parse().map_err(undecodable)?;
     let next_retry_at = || row.try_get("next_retry_at");

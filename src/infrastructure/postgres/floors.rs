@@ -1,9 +1,9 @@
-//! From where on to look for deliveries of endpoints with a long backlog.
+//! Floors: hints where a claim should begin to look in a long backlog.
 //!
-//! A transaction elsewhere that runs for long keeps the index entries of all that was claimed and settled since it
-//! began, and each claim would step over them. A floor is a hint where the live ones begin. Deliveries below it exist
-//! all the same (a retry of the past, a commit that came late), so a claim without floors is made every second, and
-//! whenever an endpoint gives less than it could.
+//! A long transaction elsewhere keeps the index entries of all deliveries that were claimed or settled since it began, and
+//! each claim would step over them. A floor is where the live entries begin. There may still be deliveries below it (a retry
+//! that was due before, a commit that came late). So a claim without floors is made every second, and whenever an endpoint
+//! gives less than it could.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,19 +16,19 @@ use crate::domain::endpoint::EndpointId;
 
 /// How often a claim is made without floors.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// How many floors are remembered: a backlog of many endpoints is no long backlog of one.
+/// How many floors are remembered. If more endpoints have a backlog, each backlog is probably short.
 const FLOORS_MAX: usize = 16;
-/// What an endpoint must give to one claim before its backlog counts as long.
+/// A backlog counts as long if the endpoint gives at least this many deliveries to one claim.
 const BACKLOG_MIN: usize = 10;
 
-/// Where deliveries wait in order: the index of ready deliveries has one line for each.
+/// A line of waiting deliveries: one endpoint at one priority, a contiguous part of the index of ready deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Line {
     pub endpoint: EndpointId,
     pub priority: Priority,
 }
 
-/// In this line nothing waits that has been ready for longer.
+/// A hint that no delivery of this line became ready before the given time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Floor {
     pub line: Line,
@@ -36,7 +36,7 @@ pub(super) struct Floor {
 }
 
 impl Floor {
-    /// Its line as `webhook_claim` names it.
+    /// The line's key for `webhook_claim`: `config_id * 4 + priority`.
     pub fn key(&self) -> i64 {
         self.line.endpoint.get() * 4 + i64::from(self.line.priority.get())
     }
@@ -47,11 +47,11 @@ impl Floor {
 pub(super) struct Found {
     pub line: Line,
     pub ready_since: DateTime<Utc>,
-    /// Whether its endpoint has limits: how much it could give is then known to the database alone.
+    /// Whether its endpoint has limits. If so, only the database knows how much it could give.
     pub is_limited: bool,
 }
 
-/// The floors that the claims of a process have found; none at first.
+/// The floors that the claims of a process have found.
 #[derive(Debug, Default)]
 pub(super) struct KnownFloors {
     floors: Vec<Floor>,
@@ -59,7 +59,7 @@ pub(super) struct KnownFloors {
 }
 
 impl KnownFloors {
-    /// Those that the next claim may use.
+    /// The floors for the next claim; none if it is time for a claim without floors.
     pub fn for_claim(&mut self) -> Vec<Floor> {
         if self.swept_at.is_some_and(|at| at.elapsed() < SWEEP_EVERY) {
             return self.floors.clone();
@@ -68,8 +68,8 @@ impl KnownFloors {
         Vec::new()
     }
 
-    /// Learns from a claim of at most `limit` within `rooms`. Answers whether it should be made again: an endpoint gave
-    /// less than it could, so more may wait below its floor, which is forgotten.
+    /// Learns from a claim of at most `limit` within `rooms`. Returns whether the claim should be made again because an endpoint
+    /// gave less than it could: more may wait below its floor, which is forgotten.
     pub fn learn(&mut self, used: &[Floor], limit: usize, rooms: &Rooms, found: &[Found]) -> bool {
         struct Given {
             count: usize,

@@ -1,4 +1,4 @@
-//! The repositories on PostgreSQL, and what they share: pools, time limits, the meaning of errors.
+//! The repositories on PostgreSQL, with their shared pools, time limits and meaning of errors.
 
 mod circuits;
 mod delivery_queue;
@@ -32,29 +32,29 @@ use self::schema::Access;
 use self::writability::Writability;
 use crate::application::ports::StoreError;
 
-/// Connections of the engine: claims, one writer at each end, promotion, announcements, upkeep, look-ups, circuits; the
-/// rare release finds one that is idle.
+/// Connections of the engine, one each for claims, enqueues, settles, promotion, announcements, upkeep, look-ups and circuits.
+/// The rare release uses an idle one.
 const ENGINE_CONNECTIONS: u32 = 8;
-/// How many lists and counts are read at a time; more wait, and leave connections to other requests.
+/// How many lists and counts run at the same time. Others wait, so that connections are left for other requests.
 const SCANS_AT_ONCE: usize = 3;
-/// How long a statement of the hot path may take before its connection is given up.
+/// How long a statement of the hot path may take before its connection is closed.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a look-up or a change of one row may take.
 const REQUEST_LIMIT: Duration = Duration::from_millis(1500);
 /// How long a list, a count, or upkeep may take.
 const SCAN_LIMIT: Duration = Duration::from_secs(30);
 
-/// Begins the transaction of a list or a count: one whose caller has gone is ended by the server. The limit is set for the
-/// transaction alone, since a pooler hands a session on to others.
+/// Begins the transaction of a list or a count. The server ends it if its caller has gone. The limit is set only for the
+/// transaction, because a pooler gives the session to others afterwards.
 const BEGIN_SCAN: &str = "begin; set local statement_timeout = '35s'";
 
-/// The database: one pool for requests and one for the engine, so that neither can starve the other.
+/// The database, with one pool for requests and one for the engine, so that neither can starve the other.
 #[derive(Debug, Clone)]
 pub struct Database {
     requests: Pool,
     engine: Pool,
     access: Access,
-    /// For what takes long: past a pooler.
+    /// Goes past a pooler, for statements that take long.
     direct: Access,
     reason: Arc<Reason>,
     writability: Arc<Writability>,
@@ -63,12 +63,12 @@ pub struct Database {
 }
 
 impl Database {
-    /// Prepares pools; connections are made when they are needed, so this does not fail if the database is away.
+    /// Makes no connection yet, so this does not fail if the database is away.
     pub fn new(options: PgConnectOptions, request_connections: u32) -> Self {
         Self::reached_by(options, "DATABASE_URL", request_connections)
     }
 
-    /// As [`Database::new`]; `setting` is where people correct the way to it.
+    /// Like [`Database::new`]. `setting` is the name of the setting that error texts point to.
     pub fn reached_by(options: PgConnectOptions, setting: &'static str, request_connections: u32) -> Self {
         let options = ours(options);
         let access = Access::new(options.clone(), setting);
@@ -86,25 +86,25 @@ impl Database {
         }
     }
 
-    /// Migrates on connections of their own, by the value of `LISTEN_DATABASE_URL`.
+    /// Uses direct connections for migrations, with the value of `LISTEN_DATABASE_URL`.
     #[must_use]
     pub fn migrating_by(mut self, options: PgConnectOptions) -> Self {
         self.direct = Access::new(ours(options), "LISTEN_DATABASE_URL");
         self
     }
 
-    /// Brings the schema up to date. If it is, nothing is locked or written. Safe to call from several processes at once.
+    /// Brings the schema up to date. If it is up to date, nothing is locked or written. Several processes may call it at once.
     pub async fn migrate(&self) -> Result<(), Trouble> {
         let migrated = self.direct.migrate().await;
         self.remember(migrated)
     }
 
-    /// Refuses a database that cannot be written to, or whose schema is older than this program needs it.
+    /// Refuses a database that is read-only, or whose schema is older than this program needs.
     pub async fn require_writable(&self) -> Result<(), Trouble> {
         self.access.require_writable().await
     }
 
-    /// Refuses a database whose schema is older than this program needs it. Only reads.
+    /// Refuses a database whose schema is older than this program needs. Only reads.
     pub async fn require_readable(&self) -> Result<(), Trouble> {
         self.access.require_readable().await
     }
@@ -116,18 +116,17 @@ impl Database {
         result
     }
 
-    /// Why the database could not be used a moment ago, in a sentence.
+    /// Why the database could not be used a moment ago, in one sentence.
     pub fn trouble(&self) -> Option<String> {
         self.reason.recent()
     }
 
-    /// Whether something can be written and committed; if not, why, in a sentence. Asked often, it answers what was found a
-    /// few seconds ago.
+    /// Whether a write can be committed; the error is a sentence that says why not. The result may be a few seconds old.
     pub async fn accepts_writes(&self) -> Result<(), String> {
         self.writability.recent().await
     }
 
-    /// Whether the schema is as new as this program needs it. Fails if the database does not answer.
+    /// Whether the schema is as new as this program needs. Fails if the database does not answer.
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         let applied: Option<i64> = within!(self.engine, REQUEST_LIMIT, |connection| sqlx::query_scalar(
             "-- database.version\nselect max(version) from _sqlx_migrations where success"
@@ -137,7 +136,7 @@ impl Database {
         Ok(applied >= Some(schema::newest()))
     }
 
-    /// Connections of the pools: open ones, and how many of those are idle; for requests and for the engine.
+    /// For each pool: its name, the number of open connections, and how many of these are idle.
     pub fn pool_use(&self) -> [(&'static str, u32, usize); 2] {
         [("requests", &self.requests), ("engine", &self.engine)]
             .map(|(name, pool)| (name, pool.size(), pool.num_idle()))
@@ -148,14 +147,13 @@ impl Database {
         self.floors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes all connections.
     pub async fn close(&self) {
         self.requests.close().await;
         self.engine.close().await;
     }
 }
 
-/// How this program connects. The parameter that is left out, for the digits of floating-point numbers, has been the default
+/// Sets what all connections of this program have in common. `extra_float_digits` is left out: its value has been the default
 /// since PostgreSQL 12, and `PgBouncer` refuses it.
 fn ours(mut options: PgConnectOptions) -> PgConnectOptions {
     // the brackets of an IPv6 address belong to the URL
@@ -166,8 +164,8 @@ fn ours(mut options: PgConnectOptions) -> PgConnectOptions {
     options.application_name("webhook-processor").extra_float_digits(None).disable_statement_logging()
 }
 
-/// Runs one statement, or a few, on a connection of a pool within a time limit. A connection on which they did not come
-/// to their end, because time ran out or nobody waits for them any more, is closed, not given back: it is still busy.
+/// Runs statements on a connection of a pool within a time limit. If they did not end, because time ran out or the caller has
+/// gone, the connection is still busy. It is then closed instead of given back.
 macro_rules! within {
     ($pool:expr, $limit:expr, |$connection:ident| $work:expr) => {
         match $pool.acquire().await {
@@ -188,8 +186,8 @@ macro_rules! within {
 }
 use within;
 
-/// As [`within!`], for a list or a count: on the connections for requests, in a transaction that the server ends if nobody
-/// waits for it any more.
+/// Like [`within!`], for a list or a count: on the connections for requests, in a transaction that the server ends if the caller
+/// has gone.
 macro_rules! scan {
     ($database:expr, |$connection:ident| $work:expr) => {
         $crate::infrastructure::postgres::within!(
@@ -209,7 +207,7 @@ macro_rules! scan {
 }
 use scan;
 
-/// A connection in use.
+/// A connection that is closed on drop, unless its statements came to their end.
 struct Guarded {
     connection: PoolConnection<Postgres>,
     finished: bool,
@@ -237,10 +235,10 @@ impl Drop for Guarded {
     }
 }
 
-/// What an error of the driver means for the application, once a statement was sent.
+/// What a driver's error means for the application if a statement may have been sent.
 fn store_error(error: sqlx::Error) -> StoreError {
     let meaning = match &error {
-        // the connection broke, or cannot be understood any more
+        // the connection broke, or the protocol is out of step
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
             StoreError::InDoubt
         }
@@ -251,7 +249,7 @@ fn store_error(error: sqlx::Error) -> StoreError {
     meaning(Arc::new(anyhow::Error::new(error)))
 }
 
-/// What an error means that came before any statement was sent.
+/// What a driver's error means if no statement was sent.
 fn not_asked(error: sqlx::Error) -> StoreError {
     match store_error(error) {
         StoreError::InDoubt(cause) => StoreError::Unavailable(cause),
@@ -259,7 +257,7 @@ fn not_asked(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// What an SQLSTATE means.
+/// What an SQLSTATE means for the application.
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 fn meaning_of(code: &str) -> fn(Arc<anyhow::Error>) -> StoreError {
     let in_class = |classes: &[&str]| classes.iter().any(|class| code.starts_with(class));
@@ -282,7 +280,7 @@ fn meaning_of(code: &str) -> fn(Arc<anyhow::Error>) -> StoreError {
     }
 }
 
-/// A row that the constraints of the schema, or the domain, should have kept out: someone wrote it by hand.
+/// The error for a row that the schema or the domain should have refused. Someone wrote it by hand.
 fn inconsistent(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
     store_error(sqlx::Error::Decode(Box::new(error)))
 }
@@ -295,8 +293,8 @@ fn is_missing_table(error: &StoreError) -> bool {
     has_code(error, "42P01")
 }
 
-/// Whether a terminal row had no archive to go to, since the clock has run past the last one: the open partition, where
-/// it ended up instead, refused it by its CHECK.
+/// Whether a terminal row had no archive, because the clock has passed the last one. The row was then routed to the open
+/// partition, whose CHECK refused it.
 fn lacks_archive(error: &StoreError) -> bool {
     let constraint = refusal(error).and_then(DatabaseError::constraint);
     constraint == Some("the open partition holds open deliveries")
@@ -316,7 +314,7 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A duration that SQL tells in microseconds; what lies in the past is zero.
+/// A duration from microseconds that SQL returned. A negative number becomes zero.
 fn from_micros(micros: i64) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }

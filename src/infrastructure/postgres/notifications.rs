@@ -1,4 +1,4 @@
-//! Wakeups between processes, by LISTEN and NOTIFY. Hints only: what is lost costs a poll's time, nothing else.
+//! Wakeups between processes, by LISTEN and NOTIFY. They are hints: if one is lost, the next poll finds the delivery.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use crate::application::wakeup::Wakeup;
 
 /// The channel that processes of one database share.
 const CHANNEL: &str = "webhook_ready";
-/// The shortest time between two announcements of a process: NOTIFY takes a lock of the whole cluster at commit.
+/// The shortest time between two announcements of a process. NOTIFY takes a cluster-wide lock at commit.
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(50);
-/// How long nothing may come before a listener asks whether its connection still lives.
+/// After this time without a notification, a listener checks that its connection still lives.
 const QUIET_MAX: Duration = Duration::from_secs(30);
-/// How many times two connections are asked for their sessions, to find a pooler: one that is busy deals out others each
-/// time, one that is idle the same to both.
+/// How many times two connections are asked for their sessions, to detect a pooler. A busy pooler gives out another session each
+/// time; an idle one gives the same session to both.
 const PID_LOOKS: usize = 10;
-/// The wait before it is looked again whether there is still a pooler.
+/// The wait before the next look for a pooler.
 const LOOK_FOR_POOLER_AGAIN: Duration = Duration::from_mins(1);
 /// How long it may take until a listener listens.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// The wait before a listener connects again.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 
-/// Tells other processes that something is ready here, at most once in 50 ms, outside any transaction. `listener` is who
-/// this process listens as: it need not be told by itself.
+/// Notifies other processes that something is ready, at most once in 50 ms, outside any transaction. `listener` is the id that
+/// this process listens with; it ignores its own notifications.
 pub async fn announce_ready(
     database: Database,
     listener: Uuid,
@@ -51,7 +51,7 @@ pub async fn announce_ready(
     }
 }
 
-/// Tells all processes once, but for the one that listens as `except`.
+/// Notifies all processes once, except for the one that listens with the id `except`.
 pub async fn tell_ready(database: &Database, except: Option<Uuid>) -> Result<(), StoreError> {
     within!(database.engine, REQUEST_LIMIT, |connection| sqlx::query!(
         "-- notifications.tell_ready
@@ -63,7 +63,7 @@ pub async fn tell_ready(database: &Database, except: Option<Uuid>) -> Result<(),
     Ok(())
 }
 
-/// The way to a database for wakeups.
+/// How to reach a database for wakeups.
 #[derive(Debug, Clone)]
 pub struct Listening {
     options: PgConnectOptions,
@@ -71,13 +71,13 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// By the value of a setting.
+    /// `options` is the value of the setting with the name `setting`.
     pub fn new(options: PgConnectOptions, setting: &'static str) -> Self {
         Self { options: super::ours(options), setting }
     }
 
-    /// Whether a pooler stands in between that gives a session now to this connection and now to that. Such a session
-    /// must not listen: what it is told would come to whoever uses it at that moment, as an answer that nobody expects.
+    /// Whether there is a pooler in between that moves sessions between connections. Such a session must not listen: its
+    /// notifications would reach whichever connection uses it at that moment, as a message that nobody expects.
     async fn is_pooled(&self) -> sqlx::Result<bool> {
         let mut one = self.options.connect().await?;
         let mut other = self.options.connect().await?;
@@ -89,7 +89,7 @@ impl Listening {
         for connection in [one, other] {
             connection.close().await?;
         }
-        // a session of one's own has one number, and no one else has it
+        // without a pooler, each connection has one session, and no other connection has the same
         Ok(pids.iter().any(|pids| pids.len() > 1) || pids[0] == pids[1])
     }
 }
@@ -98,8 +98,8 @@ async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
     sqlx::query_scalar("-- notifications.session\nselect pg_backend_pid()").fetch_one(connection).await
 }
 
-/// Wakes the claimer here whenever a process other than the one that listens as `listener` announces something. Behind a
-/// pooler that keeps no sessions it does not listen, and says so once.
+/// Wakes the claimer of this process when another process announces something. `listener` is the id of this process, whose own
+/// notifications are ignored. Behind a pooler that moves sessions it does not listen, and logs that once.
 pub async fn listen_for_ready(way: Listening, listener: Uuid, wakeup: Arc<Wakeup>, stop: CancellationToken) {
     let own = listener.to_string();
     let (mut told, mut told_of_pooler) = (false, false);
@@ -134,13 +134,12 @@ pub async fn listen_for_ready(way: Listening, listener: Uuid, wakeup: Arc<Wakeup
     }
 }
 
-/// Why a listener stopped.
 enum Ended {
     Lost,
     Pooled,
 }
 
-/// `None` behind a pooler.
+/// Returns `None` behind a pooler.
 async fn begin_to_listen(way: &Listening) -> sqlx::Result<Option<PgListener>> {
     if way.is_pooled().await? {
         return Ok(None);
@@ -155,7 +154,7 @@ async fn listen_until_lost(way: &Listening, own: &str, wakeup: &Wakeup) -> sqlx:
     let listener =
         timeout(CONNECT_LIMIT, begin_to_listen(way)).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
     let Some(mut listener) = listener else { return Ok(Ended::Pooled) };
-    // what was announced while nobody listened
+    // announcements from before the connection was listening are lost, so the claimer looks once
     wakeup.wake_claimer();
     loop {
         match timeout(QUIET_MAX, listener.try_recv()).await {
@@ -163,7 +162,7 @@ async fn listen_until_lost(way: &Listening, own: &str, wakeup: &Wakeup) -> sqlx:
             Ok(Ok(Some(_))) => wakeup.wake_claimer(),
             Ok(Ok(None)) => return Ok(Ended::Lost),
             Ok(Err(error)) => return Err(error),
-            // a connection may be dead without a sign: to listen once more is a question that must be answered
+            // a connection may be dead without a sign; another LISTEN must be answered if it lives
             Err(_) => match timeout(REQUEST_LIMIT, listener.listen(CHANNEL)).await {
                 Ok(answered) => answered?,
                 Err(_) => return Ok(Ended::Lost),

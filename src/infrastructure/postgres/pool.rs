@@ -1,5 +1,7 @@
-//! A pool that says why no connection is to be had, and that gives back what it does not use: a database has few
-//! connections, and other processes need some.
+//! A connection pool that shares a database with few connections.
+//!
+//! It closes connections that it does not need, because other processes need some. If it cannot get a connection, it finds out
+//! why.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,24 +17,23 @@ use super::schema::Access;
 
 /// How long to wait for a connection.
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(1);
-/// How often it is asked at most why there is no connection.
+/// The shortest time between two looks for the reason why there is no connection.
 const ASK_EVERY: Duration = Duration::from_secs(10);
-/// How long a reason is worth telling.
+/// How long a reason is shown after it was found.
 const REASON_HOLDS: Duration = Duration::from_secs(20);
-/// Over how long the connections in use are counted; what was not needed for as long is given back.
+/// Connections in use are counted over this time. Those that were not needed in it are closed.
 const USE_COUNTED_FOR: Duration = Duration::from_secs(15);
 
-/// Connections, at most so many at a time.
 #[derive(Debug, Clone)]
 pub(super) struct Pool {
     connections: PgPool,
-    /// The most that were in use at a time, lately.
+    /// The most connections that were in use at the same time since the last count.
     used_max: Arc<AtomicU32>,
     reason: Arc<Reason>,
 }
 
 impl Pool {
-    /// Prepares it; connections are made when they are needed, so this does not fail if the database is away.
+    /// Makes no connection yet, so this does not fail if the database is away.
     pub(super) fn new(options: PgConnectOptions, connections_max: u32, reason: Arc<Reason>) -> Self {
         let connections = PgPoolOptions::new()
             .max_connections(connections_max)
@@ -60,24 +61,23 @@ impl Pool {
         }
     }
 
-    /// How many are open.
+    /// The number of open connections.
     pub(super) fn size(&self) -> u32 {
         self.connections.size()
     }
 
-    /// How many of those nobody uses.
+    /// The number of open connections that nobody uses.
     pub(super) fn num_idle(&self) -> usize {
         self.connections.num_idle()
     }
 
-    /// Closes all connections.
     pub(super) async fn close(&self) {
         self.connections.close().await;
     }
 }
 
-/// Closes what has not been needed lately. The driver's own limit for idle connections is of no use: it takes them in
-/// turn, so that none of them is ever idle for long.
+/// Closes connections that have not been needed lately. The driver's own limit for idle connections does not help: it uses them
+/// in turn, so none is ever idle for long.
 async fn give_back(connections: PgPool, used_max: Arc<AtomicU32>) {
     let mut ticks = interval(USE_COUNTED_FOR);
     let (mut before, mut closed) = (u32::MAX, std::pin::pin!(connections.close_event()));
@@ -91,13 +91,13 @@ async fn give_back(connections: PgPool, used_max: Arc<AtomicU32>) {
         before = lately;
         while connections.size() > needed {
             let Some(spare) = connections.try_acquire() else { break };
-            // one that does not close in order is closed all the same
+            // on an error the connection is dropped, which closes it too
             let _ = spare.close().await;
         }
     }
 }
 
-/// Why there is no connection: found out by connecting directly, now and then.
+/// Why there is no connection, found out by a direct connection now and then.
 #[derive(Debug)]
 pub(super) struct Reason {
     access: Access,
@@ -115,20 +115,20 @@ impl Reason {
         Arc::new(Self { access, found: Mutex::default() })
     }
 
-    /// What was found last, if that is not long ago.
+    /// The last reason, if it was found in the last 20 seconds.
     pub(super) fn recent(&self) -> Option<String> {
         let found = self.found();
         let recent = found.sentence.as_ref().filter(|(at, _)| at.elapsed() < REASON_HOLDS);
         recent.map(|(_, sentence)| sentence.clone())
     }
 
-    /// Remembers what was found, perhaps elsewhere: then there is no need to find it out here.
+    /// Remembers a reason that was found here or elsewhere.
     pub(super) fn remember(&self, sentence: String) {
         let now = Instant::now();
         *self.found() = Finding { asked_at: Some(now), sentence: Some((now, sentence)) };
     }
 
-    /// Finds it out and logs it, unless that was done a moment ago.
+    /// Looks for the reason and logs it, unless that was done a moment ago.
     fn find_out(self: &Arc<Self>, connections_max: u32) {
         {
             let mut found = self.found();

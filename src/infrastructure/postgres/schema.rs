@@ -1,7 +1,7 @@
-//! The schema: whether it is there and new enough, and bringing it up to date.
+//! Checks and updates the schema.
 //!
-//! Nothing here is held by a session, so that it works through a pooler that keeps none: the lock against other
-//! processes, and all that is set, end with the transaction.
+//! It works through a pooler that moves sessions, because nothing here is held by a session: the lock against other processes
+//! and all settings end with the transaction.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,36 +18,36 @@ use super::trouble::{Place, Trouble, judge_server};
 /// The schema, in order.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// Who brings the schema of a database up to date holds this lock until the end of the transaction.
+/// The advisory lock that a process holds while it updates the schema, until the end of its transaction.
 const LOCK: i64 = 0x7765_6268_6f6f_6b73;
-/// The wait between tries to get it.
+/// The wait between tries to get the lock.
 const LOCK_AGAIN: Duration = Duration::from_secs(1);
-/// How often it is said that the lock is waited for.
+/// How often the log says that the process waits for the lock.
 const SAY_EVERY: Duration = Duration::from_secs(30);
-/// How long connecting, or a question about the schema, may take.
+/// How long it may take to connect, or to read the version of the schema.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// A migration may take long, but must not hold everyone up while it waits for a table that someone else uses.
+/// A migration may take long, but must not block others while it waits for a table that someone uses.
 const BEGIN: &str = "begin; set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; \
                      set local lock_timeout = '1s'";
 
-/// Where a database is, and how a direct connection leads there.
+/// A direct connection to a database, made when it is needed.
 #[derive(Debug, Clone)]
 pub(super) struct Access {
     options: PgConnectOptions,
     place: Place,
 }
 
-/// What was found.
+/// How the schema compares with what this program needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchemaState {
-    /// As new as this program needs it, or newer.
+    /// As new as this program needs, or newer.
     New,
-    /// Older, or not there: its version.
+    /// Older, with its version; `None` if there is no schema.
     Old(Option<i64>),
 }
 
 impl SchemaState {
-    /// Refuses what is too old.
+    /// Refuses a schema that is too old.
     pub(super) fn require_new(self) -> Result<(), Trouble> {
         match self {
             Self::New => Ok(()),
@@ -60,7 +60,7 @@ impl SchemaState {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found {
     pub(super) schema: SchemaState,
-    /// It is a standby, or was set to refuse writes.
+    /// The database is a standby, or was set to refuse writes.
     pub(super) read_only: bool,
 }
 
@@ -70,23 +70,23 @@ pub(super) fn newest() -> i64 {
 }
 
 impl Access {
-    /// By the value of a setting.
+    /// `options` is the value of the setting with the name `setting`.
     pub(super) fn new(options: PgConnectOptions, setting: &'static str) -> Self {
         let place = Place::of(&options, setting);
         Self { options, place }
     }
 
-    /// Connects and closes again: whether that is possible at all.
+    /// Connects and closes the connection again, to find out whether that works.
     pub(super) async fn try_to_connect(&self) -> Result<(), Trouble> {
         self.run(|_| Box::pin(async { Ok(()) })).await
     }
 
-    /// What an error means that came on the way there.
+    /// Explains an error from this connection.
     pub(super) fn trouble(&self, error: &sqlx::Error) -> Trouble {
         Trouble::of(error, &self.place)
     }
 
-    /// Does something short on a connection of its own.
+    /// Does something short on a new connection.
     pub(super) async fn run<T>(
         &self,
         work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<T>>,
@@ -97,13 +97,13 @@ impl Access {
         done
     }
 
-    /// Looks at the server and at the schema. Changes nothing, so it may be asked of a standby, too.
+    /// Reads the state of the server and of the schema. It changes nothing, so it works on a standby, too.
     pub(super) async fn look(&self) -> Result<Found, Trouble> {
         let place = self.place.clone();
         self.run(move |connection| Box::pin(look_by(connection, place))).await?
     }
 
-    /// Refuses a database that cannot be written to, or whose schema is too old.
+    /// Refuses a database that is read-only, or whose schema is too old.
     pub(super) async fn require_writable(&self) -> Result<(), Trouble> {
         let found = self.look().await?;
         found.schema.require_new()?;
@@ -115,7 +115,7 @@ impl Access {
         self.look().await?.schema.require_new()
     }
 
-    /// Brings the schema up to date, if it is not. Waits for another process that is about to.
+    /// Brings the schema up to date. Waits if another process is doing it.
     pub(super) async fn migrate(&self) -> Result<(), Trouble> {
         let found = self.look().await?;
         if found.read_only {
@@ -135,7 +135,7 @@ impl Access {
         Ok(())
     }
 
-    /// Answers whether the schema is up to date now; if not, another process is at work.
+    /// Returns whether the schema is up to date now. If not, another process is updating it.
     async fn migrate_unless_locked(&self) -> Result<bool, Trouble> {
         let mut connection = self.connect().await?;
         let work = async {
@@ -199,7 +199,7 @@ async fn look_by(connection: &mut PgConnection, place: Place) -> sqlx::Result<Re
     Ok(judge_schema(&applied.into_iter().collect()).map(|schema| Found { schema, read_only }))
 }
 
-/// Compares what was applied with what this program needs. A newer program may have applied more: that is fine.
+/// Compares the applied migrations with this program's. A newer program may have applied more of them.
 fn judge_schema(applied: &HashMap<i64, Vec<u8>>) -> Result<SchemaState, Trouble> {
     let mut state = SchemaState::New;
     for migration in MIGRATIONS.iter() {
@@ -217,7 +217,7 @@ fn judge_schema(applied: &HashMap<i64, Vec<u8>>) -> Result<SchemaState, Trouble>
     Ok(state)
 }
 
-/// The driver's migrator, without its lock: that one is held by a session, and a pooler gives it to somebody else.
+/// The driver's migrator without its lock, which belongs to a session: a pooler gives that session to others.
 fn migrator() -> Migrator {
     let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
     migrator.set_locking(false).set_ignore_missing(true);

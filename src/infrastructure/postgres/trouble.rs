@@ -1,18 +1,18 @@
-//! Why the database cannot be used, in one sentence that names the place, the fault and the remedy.
+//! Explains why the database cannot be used, in one sentence that names the place, the fault and the remedy.
 
 use std::io::ErrorKind;
 
 use sqlx::postgres::PgConnectOptions;
 
-/// The oldest version that the program works with, as `server_version_num` has it.
+/// The oldest supported version, in the format of `server_version_num`.
 const VERSION_MIN: i32 = 15_00_00;
 
-/// Why the database cannot be used. It may be shown to anyone: it never holds a password.
+/// Why the database cannot be used. The text never holds a password, so it may be shown to anyone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
 pub struct Trouble {
     sentence: String,
-    /// Whether it may go by while a service waits, because someone starts, frees or corrects something elsewhere.
+    /// Whether waiting may help, because someone starts, frees or corrects something elsewhere.
     passes: bool,
 }
 
@@ -21,17 +21,17 @@ impl Trouble {
         Self { sentence: sentence.into(), passes: true }
     }
 
-    /// One that stays however long a service waits.
+    /// A trouble that waiting does not end.
     pub(super) fn lasting(sentence: impl Into<String>) -> Self {
         Self { sentence: sentence.into(), passes: false }
     }
 
-    /// Whether it may go by while a service waits.
+    /// Whether waiting may help.
     pub fn passes(&self) -> bool {
         self.passes
     }
 
-    /// The schema is not as new as this program needs it.
+    /// The schema is older than this program needs.
     pub(super) fn old_schema(found: Option<i64>, needed: i64) -> Self {
         Self::passing(match found {
             None => format!(
@@ -43,7 +43,7 @@ impl Trouble {
         })
     }
 
-    /// What an error of the driver means that came while connecting to `place`, or while using it for the first time.
+    /// Explains a driver's error from the connection to `place`, or from its first use.
     pub(super) fn of(error: &sqlx::Error, place: &Place) -> Self {
         let Place { setting, address, user, database, .. } = place;
         match error {
@@ -87,7 +87,7 @@ impl Trouble {
                     code if code.starts_with("57P") => {
                         Self::passing(format!("PostgreSQL at {address} is not ready: {message}"))
                     }
-                    // locks, serialization, resources, and what a pooler says
+                    // locks, serialization, resources, and the errors of a pooler
                     code if ["55P03", "40001", "40P01", "57014"].contains(&code)
                         || code.starts_with("53")
                         || code.starts_with("08") =>
@@ -105,7 +105,7 @@ impl Trouble {
         }
     }
 
-    /// Nothing can be written.
+    /// The database is read-only.
     pub(super) fn read_only(Place { setting, address, database, .. }: &Place) -> Self {
         Self::passing(format!(
             "database \"{database}\" at {address} is read-only, so nothing can be stored: it is a standby, or \
@@ -113,7 +113,6 @@ impl Trouble {
         ))
     }
 
-    /// No answer came in time.
     pub(super) fn silence(place: &Place) -> Self {
         let Place { setting, address, .. } = place;
         Self::passing(format!(
@@ -136,7 +135,7 @@ fn io_sentence(error: &std::io::Error, Place { setting, address, .. }: &Place) -
         ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => format!(
             "what listens at {address} ended the connection: PostgreSQL is stopping, or host and port in {setting} lead elsewhere"
         ),
-        // the resolver's errors have no kind of their own
+        // errors of the name resolver have no `ErrorKind`, so their text decides
         _ if error.to_string().contains("lookup address") => format!(
             "the host of {address} cannot be found ({error}): correct it in {setting}; a password with # / ? @ in it must \
              be percent-encoded"
@@ -145,10 +144,10 @@ fn io_sentence(error: &std::io::Error, Place { setting, address, .. }: &Place) -
     }
 }
 
-/// Where a database is, for people: never with the password.
+/// The address of a database, for error texts. It never holds the password.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    /// Which setting leads there.
+    /// The setting that names this database.
     setting: &'static str,
     address: String,
     user: String,
@@ -156,7 +155,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Where `options`, the value of `setting`, lead.
+    /// `options` is the value of the setting with the name `setting`.
     pub(super) fn of(options: &PgConnectOptions, setting: &'static str) -> Self {
         let address = match options.get_socket() {
             Some(directory) => format!("{}/.s.PGSQL.{}", directory.display(), options.get_port()),
@@ -171,7 +170,7 @@ impl Place {
     }
 }
 
-/// Whether the program can work with such a server and database.
+/// Refuses a server that is too old, or a database that is not in UTF-8.
 pub(super) fn judge_server(version: i32, encoding: &str, place: &Place) -> Result<(), Trouble> {
     let Place { address, database, .. } = place;
     if version < VERSION_MIN {

@@ -1,5 +1,5 @@
-//! Whether the database takes writes. It is found out by writing, since a full disk, a standby, and commits that wait for
-//! a replica answer every question as ever.
+//! Finds out whether the database accepts writes, by a small write. Reads would not show it: a full disk, a standby, and a
+//! primary whose commits wait for a replica all answer them as usual.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -14,19 +14,18 @@ use super::Guarded;
 use super::pool::Pool;
 use super::schema::Access;
 
-/// How old the answer may be.
+/// How old the last result may be.
 const HOLDS: Duration = Duration::from_secs(5);
 /// How long a small commit may take.
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
-/// How long a write that does not end is waited for before another one is begun.
+/// How long a write may hang before it is given up and another one begins.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
-/// Writes a little now and then, and remembers what came of it.
 #[derive(Debug)]
 pub(super) struct Writability {
     engine: Pool,
     access: Access,
-    /// When something that was to be stored anyway was committed.
+    /// When a write of the engine was last committed: then no check is needed.
     written_at: std::sync::Mutex<Option<Instant>>,
     checks: Mutex<Checks>,
 }
@@ -34,14 +33,14 @@ pub(super) struct Writability {
 #[derive(Debug, Default)]
 struct Checks {
     last: Option<(Instant, Result<(), String>)>,
-    /// At most one, since each that hangs occupies a connection.
+    /// At most one check at a time, because a check that hangs occupies a connection.
     under_way: Option<Check>,
 }
 
 #[derive(Debug)]
 struct Check {
     begun: Instant,
-    /// The session that writes; 0 until it is known.
+    /// The process id of the session that writes; 0 until it is known.
     session: Arc<AtomicI32>,
     outcome: JoinHandle<Result<(), String>>,
 }
@@ -51,12 +50,12 @@ impl Writability {
         Arc::new(Self { engine, access, written_at: std::sync::Mutex::default(), checks: Mutex::default() })
     }
 
-    /// Something was committed: there is no need to try it.
+    /// Notes that the engine committed a write.
     pub(super) fn note_write(&self) {
         *self.written_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// What was found at most a few seconds ago, or is found now.
+    /// The result of a check that is at most a few seconds old. The error is a sentence.
     pub(super) async fn recent(&self) -> Result<(), String> {
         let written_at = *self.written_at.lock().unwrap_or_else(PoisonError::into_inner);
         if written_at.is_some_and(|at| at.elapsed() < HOLDS) {
@@ -69,7 +68,7 @@ impl Writability {
         {
             return outcome.clone();
         }
-        // it stays where it is while it is waited for: whoever asks may leave, and the check goes on
+        // the check stays in its place while a caller waits for it, so it goes on if the caller leaves
         let check = under_way.get_or_insert_with(|| self.begin());
         let rest = COMMIT_LIMIT.saturating_sub(check.begun.elapsed());
         if let Ok(outcome) = timeout(rest, &mut check.outcome).await {
@@ -80,7 +79,7 @@ impl Writability {
         }
         let waited = check.begun.elapsed();
         if waited >= GIVE_UP_AFTER {
-            // its connection is closed, and what still waits at the other end is ended there
+            // this closes the connection; the session may still wait in the server, so it is ended there
             check.outcome.abort();
             tokio::spawn(end_session(self.access.clone(), check.session.load(Ordering::Relaxed)));
             *under_way = None;
@@ -116,7 +115,7 @@ async fn write(engine: Pool, access: Access, session: Arc<AtomicI32>) -> Result<
     written.await.map_err(|error| access.trouble(&error).to_string())
 }
 
-/// Ends a session whose commit waits for a replica: it does not notice that nobody waits for it any more.
+/// Ends a session whose commit waits for a replica. The session does not notice that its client is gone.
 async fn end_session(access: Access, pid: i32) {
     if pid == 0 {
         return;

@@ -1,4 +1,4 @@
-//! Upkeep of the tables: archives, statistics, and what is cleared up in time. Every process does it.
+//! Upkeep of the tables: archives, statistics, orphans. Every process does it.
 
 mod steps;
 
@@ -16,16 +16,16 @@ use crate::application::ports::StoreError;
 
 /// How often terminal deliveries are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
-/// How far behind counts may be before a process makes one.
+/// A process counts only if the last count is older than this.
 const COUNT_LAG: Duration = Duration::from_secs(1);
 /// How often open deliveries of deleted endpoints are looked for.
 const ORPHANS_EVERY: Duration = Duration::from_secs(10);
-/// How often archives are made ahead, indexed and taken out.
+/// How often archives are made ahead, indexed and retired.
 const ARCHIVES_EVERY: Duration = Duration::from_hours(1);
-/// How soon that is tried again after it failed: it gives up rather than wait for a lock.
+/// The wait after a failure. It is short because these steps give up instead of waiting for a lock.
 const ARCHIVES_AGAIN: Duration = Duration::from_secs(30);
 
-/// Does it until `stop`, which it does not let wait: what is broken off is rolled back, and done by the next process.
+/// Does the upkeep until `stop`, and then ends at once. A step that is interrupted is rolled back; another process does it later.
 pub async fn run(database: Database, retention: Duration, duties: Arc<Duties>, stop: CancellationToken) {
     let upkeep = Upkeep { database, retention, duties };
     tokio::select! {
@@ -43,7 +43,7 @@ struct Upkeep {
 impl Upkeep {
     async fn run_for_ever(&self) {
         let (mut archives_due, mut orphans_due) = (Instant::now(), Instant::now());
-        // a process before may have left something to forget
+        // an earlier process may have left something to forget
         let mut forgetting_due = Instant::now();
         loop {
             let now = Instant::now();
@@ -72,7 +72,7 @@ impl Upkeep {
         }
     }
 
-    /// Makes archives ahead, indexes closed ones, takes old ones out. Answers whether all of it worked.
+    /// Makes archives ahead, indexes closed ones, retires old ones. Returns whether all of it worked.
     async fn look_after_archives(&self) -> bool {
         let database = &self.database;
         let steps = [
@@ -93,7 +93,7 @@ impl Upkeep {
         all_well
     }
 
-    /// Takes out what is past the retention, and says by name what is lost for look-ups from now on.
+    /// Retires the archives that are past the retention. Logs each by name, because its deliveries can no longer be found.
     async fn retire_archives(&self) -> Result<u64, StoreError> {
         let retired = self.database.retire_archives(self.retention).await?;
         for archive in &retired {
@@ -102,7 +102,7 @@ impl Upkeep {
         Ok(retired.len() as u64)
     }
 
-    /// Forgets a part of what was taken out. Answers when to go on.
+    /// Deletes some of the keys of retired archives. Returns the wait before the next part.
     async fn forget_retired(&self) -> Duration {
         let forgotten = self.database.forget_retired().await;
         let Some(Forgetting { keys, dropped, left }) =
@@ -119,7 +119,7 @@ impl Upkeep {
         if left { COUNT_EVERY } else { ARCHIVES_EVERY }
     }
 
-    /// What a step answered; `None` if it failed.
+    /// Notes whether a step worked. Returns its result, `None` if it failed.
     fn noted<T>(&self, step: &'static str, result: Result<T, StoreError>) -> Option<T> {
         match result {
             Ok(answer) => {

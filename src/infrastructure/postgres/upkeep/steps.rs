@@ -1,4 +1,4 @@
-//! The steps of upkeep. Each is a function of the schema, which sees to it that no work is done twice.
+//! The steps of upkeep. Each is a function of the schema, which ensures that no work is done twice.
 
 use std::time::Duration;
 
@@ -7,32 +7,32 @@ use crate::application::ports::StoreError;
 
 /// How many days of archives are made ahead.
 const ARCHIVE_DAYS_AHEAD: i32 = 7;
-/// How many archives all processes together take out in an hour: a wrong clock or a mistyped retention costs no more.
+/// How many archives all processes together retire per hour. A wrong clock or a mistyped retention costs no more than these.
 const RETIRED_PER_HOUR: i32 = 4;
-/// What guards so many deliveries is forgotten at a time: enqueues of the same events wait for it.
+/// For how many deliveries one statement deletes the keys. Few, because enqueues of the same events wait for it.
 const ROWS_MAX: i32 = 2_000;
-/// So many times in a row, since counts wait for it.
+/// How many such statements run in a row. Counts wait for them.
 const FORGETTING_STEPS: u32 = 50;
-/// How many orphans are cancelled at a time: each time costs a walk over the open deliveries.
+/// How many orphans one statement cancels. Many, because each statement walks over the open deliveries.
 const ORPHANS_MAX: i32 = 20_000;
-/// How many transactions are counted at a time; each settled at most a few hundred deliveries.
+/// How many transactions one statement counts. Each settled at most a few hundred deliveries.
 const COUNT_TRANSACTIONS: i64 = 2_000;
-/// How long it may take to index an archive, or to number the transactions of all archives anew after a restore.
+/// How long it may take to index an archive, or to renumber the transactions of all archives after a restore.
 const REWRITE_LIMIT: Duration = Duration::from_mins(30);
 
-/// How far archives that were taken out are forgotten.
+/// The progress of forgetting retired archives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forgetting {
-    /// How many keys of events and replays were forgotten.
+    /// How many keys of events and replays were deleted.
     pub keys: u64,
-    /// The archives that were dropped.
+    /// The names of the archives that were dropped.
     pub dropped: Vec<String>,
     /// Whether more is left to do.
     pub left: bool,
 }
 
 impl Database {
-    /// Makes sure that there are archives for today and the days ahead. Answers how many were made.
+    /// Ensures that there are archives for today and the days ahead. Returns how many were made.
     pub async fn ensure_archives(&self) -> Result<u64, StoreError> {
         let made = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.ensure_archives
@@ -43,7 +43,7 @@ impl Database {
         Ok(u64::from(made.unsigned_abs()))
     }
 
-    /// Indexes the archives whose day is over. Answers how many.
+    /// Indexes the archives whose day is over. Returns how many.
     pub async fn index_closed_archives(&self) -> Result<u64, StoreError> {
         let mut total = 0;
         while within!(self.engine, REWRITE_LIMIT, |connection| sqlx::query_scalar!(
@@ -57,8 +57,8 @@ impl Database {
         Ok(total)
     }
 
-    /// Takes archives that are older than `retention` out of the queue: nothing in them is found, replayed or shown any
-    /// more. Takes out a few in an hour at most. Answers their names.
+    /// Detaches archives that are older than `retention` from the queue, a few per hour at most. Their deliveries can no longer be
+    /// found, replayed or shown. Returns the names of the archives.
     pub async fn retire_archives(&self, retention: Duration) -> Result<Vec<String>, StoreError> {
         within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.retire_archives
@@ -69,9 +69,8 @@ impl Database {
         .fetch_all(&mut *connection))
     }
 
-    /// Forgets, in small steps, what guarded the deliveries of archives that were taken out: the keys of their events and
-    /// replays, and their failed probes; then drops the archives. Each step is a transaction, and a bounded number of them
-    /// is done.
+    /// Deletes, in small steps, what was kept with the deliveries of retired archives: the keys of their events and replays, and
+    /// their failed probes. Then drops the archives. Each step is a transaction. The number of steps is bounded.
     pub async fn forget_retired(&self) -> Result<Forgetting, StoreError> {
         let mut forgetting = Forgetting::default();
         for _ in 0..FORGETTING_STEPS {
@@ -83,7 +82,7 @@ impl Database {
             )
             .fetch_optional(&mut *connection)
             })?;
-            // nothing is left, or another process is at it
+            // nothing is left, or another process is doing it
             let Some(step) = step else { return Ok(forgetting) };
             forgetting.keys += step.keys.unsigned_abs();
             if step.dropped {
@@ -93,7 +92,7 @@ impl Database {
         Ok(Forgetting { left: true, ..forgetting })
     }
 
-    /// Forgets the statistics of archives that were taken out. Answers how many rows.
+    /// Deletes the statistics of archives that were dropped. Returns the number of rows.
     pub async fn forget_statistics(&self) -> Result<u64, StoreError> {
         let forgotten = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.forget_statistics
@@ -103,8 +102,8 @@ impl Database {
         Ok(forgotten.unsigned_abs())
     }
 
-    /// Counts what was settled since the last time, unless another process does, or has counted what was settled within
-    /// `recent`. Answers how many deliveries.
+    /// Counts the deliveries that were settled since the last count. Does nothing if another process is counting, or has counted
+    /// within `recent`. Returns the number of deliveries.
     pub async fn count_statistics(&self, recent: Duration) -> Result<u64, StoreError> {
         let counted = self.count_what_was_settled(recent).await?;
         if counted > 0 {
@@ -117,7 +116,7 @@ impl Database {
         Ok(counted)
     }
 
-    /// Merges old statistics into longer periods. Answers how many rows.
+    /// Merges old statistics into longer periods. Returns the number of merged rows.
     pub async fn coarsen_statistics(&self) -> Result<u64, StoreError> {
         let merged = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.coarsen_statistics
@@ -127,7 +126,7 @@ impl Database {
         Ok(merged.unsigned_abs())
     }
 
-    /// Cancels a bounded number of open deliveries of deleted endpoints. Answers how many.
+    /// Cancels a bounded number of open deliveries of deleted endpoints. Returns how many.
     pub async fn cancel_orphans(&self) -> Result<u64, StoreError> {
         let cancelled = within!(self.engine, SCAN_LIMIT, |connection| sqlx::query_scalar!(
             r#"-- upkeep.cancel_orphans
@@ -154,12 +153,12 @@ impl Database {
             // no row: another process counts, or has done so
             let Some(row) = row else { return Ok(total) };
             total += row.counted.unsigned_abs();
-            // whoever has begun goes on
+            // the process that has begun a count goes on
             recent = Duration::ZERO;
             if row.caught_up {
                 return Ok(total);
             }
-            // what is empty is crossed in ever longer steps: other databases of the cluster use transactions too
+            // other databases of the cluster use transaction ids too, so empty ranges are crossed in ever longer steps
             step = if row.counted == 0 {
                 step.saturating_mul(16).min(i64::from(i32::MAX))
             } else {
