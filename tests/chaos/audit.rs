@@ -136,13 +136,12 @@ async fn attempts(options: &PgConnectOptions) -> sqlx::Result<Vec<AuditedAttempt
 
 impl Rig {
     /// Fails with the first promise that was broken.
-    pub async fn check(&self, plan: &Plan, sent: &Sent, seen: &Seen) -> anyhow::Result<Figures> {
+    pub async fn check(&self, plan: &Plan, sent: &Sent, mut seen: Seen) -> anyhow::Result<Figures> {
         let attempts = attempts(&self.connect_options()).await?;
         ensure!(sent.contradictions.is_empty(), "an event became two deliveries: {:?}", sent.contradictions);
         self.check_acknowledged(sent).await?;
-        let mut again = Seen { attempts: seen.attempts.clone(), overwritten: seen.overwritten.clone() };
-        again.look(attempts.clone());
-        ensure!(again.overwritten.is_empty(), "attempts were overwritten: {:?}", again.overwritten);
+        seen.look(attempts.clone());
+        ensure!(seen.overwritten.is_empty(), "attempts were overwritten: {:?}", seen.overwritten);
         self.check_statistics(&attempts).await?;
 
         let requests = self.receiver.log();

@@ -77,7 +77,7 @@ async fn run(seed: u64) -> anyhow::Result<audit::Figures> {
         rig.heal().await?;
         let sent = sent.await?;
         rig.wait_until_quiet(QUIET_WITHIN).await?;
-        rig.check(&plan, &sent, &sampling.finish().await?).await
+        rig.check(&plan, &sent, sampling.finish().await?).await
     };
     match figures.await {
         Ok(figures) => {

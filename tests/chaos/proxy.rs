@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -57,6 +58,14 @@ impl Proxy {
     /// From now on.
     pub fn set(&self, mode: Mode) {
         self.state.send_modify(|state| state.mode = mode);
+    }
+
+    /// For so long; then all connections are cut, and new ones pass.
+    pub async fn disturb(&self, mode: Mode, length: Duration) {
+        self.set(mode);
+        tokio::time::sleep(length).await;
+        self.cut();
+        self.set(Mode::Pass);
     }
 
     /// Cuts all connections.

@@ -216,10 +216,7 @@ impl Rig {
                 self.standby("").await
             }
             Fault::StallDatabase { length } => {
-                self.database.set(Mode::Stall);
-                sleep(length).await;
-                self.database.cut();
-                self.database.set(Mode::Pass);
+                self.database.disturb(Mode::Stall, length).await;
                 Ok(())
             }
             Fault::CutDatabase => {
@@ -227,17 +224,11 @@ impl Rig {
                 Ok(())
             }
             Fault::SwallowAnswers { length } => {
-                self.database.set(Mode::SwallowAnswers);
-                sleep(length).await;
-                self.database.cut();
-                self.database.set(Mode::Pass);
+                self.database.disturb(Mode::SwallowAnswers, length).await;
                 Ok(())
             }
             Fault::StallReceiver { length } => {
-                self.to_receiver.set(Mode::Stall);
-                sleep(length).await;
-                self.to_receiver.cut();
-                self.to_receiver.set(Mode::Pass);
+                self.to_receiver.disturb(Mode::Stall, length).await;
                 Ok(())
             }
             Fault::CutReceiver => {
@@ -245,10 +236,7 @@ impl Rig {
                 Ok(())
             }
             Fault::SwallowReceipts { length } => {
-                self.to_receiver.set(Mode::SwallowAnswers);
-                sleep(length).await;
-                self.to_receiver.cut();
-                self.to_receiver.set(Mode::Pass);
+                self.to_receiver.disturb(Mode::SwallowAnswers, length).await;
                 Ok(())
             }
         }

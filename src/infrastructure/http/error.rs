@@ -167,24 +167,23 @@ impl From<Unreadable> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        let cause = anyhow::Error::new(error.clone());
         match error {
             StoreError::Unavailable(_) => {
                 if is_first_of_this_second() {
-                    warn!(error = format!("{cause:#}"), "the database is unavailable");
+                    warn!(error = error.report(), "the database is unavailable");
                 }
                 Self::unavailable("the database is unavailable; try again")
             }
             StoreError::InDoubt(_) => {
                 if is_first_of_this_second() {
-                    warn!(error = format!("{cause:#}"), "the database did not answer in time");
+                    warn!(error = error.report(), "the database did not answer in time");
                 }
                 Self::unavailable(
                     "the database did not answer in time; it may have been done all the same, so look, or send it again with its event_id",
                 )
             }
             StoreError::Refused(_) | StoreError::Unexpected(_) => {
-                error!(error = format!("{cause:#}"), "the database refused");
+                error!(error = error.report(), "the database refused");
                 Self::unexpected()
             }
         }

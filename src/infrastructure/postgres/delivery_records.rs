@@ -12,7 +12,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
-use super::{Database, REQUEST_LIMIT, from_micros, inconsistent, lacks_archive, scan, within};
+use super::{Database, REQUEST_LIMIT, from_micros, inconsistent, lacks_archive, scan, undecodable, within};
 use crate::application::ports::{
     Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError,
 };
@@ -484,10 +484,6 @@ fn state_of(row: &PgRow) -> sqlx::Result<DeliveryState> {
         DeliveryStatus::Failed => DeliveryState::Failed { at: at()?, reason: reason()? },
         DeliveryStatus::Cancelled => DeliveryState::Cancelled { at: at()?, reason: reason()? },
     })
-}
-
-fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(error))
 }
 
 /// A failed probe, as a row of `webhook_probes` in JSON.

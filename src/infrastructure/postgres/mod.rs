@@ -282,7 +282,12 @@ fn meaning_of(code: &str) -> fn(Arc<anyhow::Error>) -> StoreError {
 
 /// The error for a row that the schema or the domain should have refused. Someone wrote it by hand.
 fn inconsistent(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
-    store_error(sqlx::Error::Decode(Box::new(error)))
+    store_error(undecodable(error))
+}
+
+/// The same, while the driver reads the row.
+fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
 }
 
 fn no_answer() -> StoreError {
