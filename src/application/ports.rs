@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::workers::ledger::Rooms;
+use crate::domain::access::{Action, ApiKey, KeyId, NewKey, Operator, SecretDigest};
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::circuit::{Circuit, CircuitCommand};
 use crate::domain::delivery::{
@@ -61,6 +62,40 @@ impl StoreError {
     }
 }
 
+/// A change by an operator. The store records it in the transaction that makes it.
+#[derive(Debug, Clone)]
+pub struct Change<'a> {
+    /// Who asked for it.
+    pub operator: &'a Operator,
+    /// What is done.
+    pub action: Action,
+    /// What there was before, without secrets; `None` if there was nothing, or if it does not change.
+    pub before: Option<serde_json::Value>,
+    /// What there is after, without secrets.
+    pub after: Option<serde_json::Value>,
+}
+
+impl<'a> Change<'a> {
+    /// A change that needs no more words than its action.
+    pub fn new(operator: &'a Operator, action: Action) -> Self {
+        Self { operator, action, before: None, after: None }
+    }
+
+    /// Records what there was before.
+    #[must_use]
+    pub fn from(mut self, before: serde_json::Value) -> Self {
+        self.before = Some(before);
+        self
+    }
+
+    /// Records what there is after.
+    #[must_use]
+    pub fn to(mut self, after: serde_json::Value) -> Self {
+        self.after = Some(after);
+        self
+    }
+}
+
 /// A delivery that the store should accept, perhaps under a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct Incoming<'a> {
@@ -69,6 +104,8 @@ pub struct Incoming<'a> {
     /// A lease that a worker wants to hold from the beginning. It is granted if the delivery is due, and its endpoint is
     /// enabled, has no limits, and has a closed circuit.
     pub lease: Option<WantedLease<'a>>,
+    /// The operator whose change it is; `None` for an event. Recorded if the delivery is new.
+    pub replayed_by: Option<&'a Operator>,
 }
 
 /// A lease on a delivery that is about to be stored.
@@ -189,7 +226,12 @@ pub trait DeliveryQueue: Send + Sync {
 
     /// Cancels the waiting delivery `delivery.replay_of` and stores `delivery` in its place, in one transaction. Returns
     /// `None` and does nothing if that delivery no longer waits.
-    async fn reroute(&self, delivery: &NewDelivery, reason: &str) -> Result<Option<Stored>, StoreError>;
+    async fn reroute(
+        &self,
+        delivery: &NewDelivery,
+        reason: &str,
+        by: &Operator,
+    ) -> Result<Option<Stored>, StoreError>;
 
     /// Makes at most `limit` due deliveries ready.
     async fn promote(&self, limit: usize) -> Result<Promotion, StoreError>;
@@ -228,10 +270,10 @@ pub trait DeliveryRecords: Send + Sync {
     async fn replays_of(&self, queue_ids: &[QueueId]) -> Result<Vec<(QueueId, QueueId)>, StoreError>;
 
     /// Makes a pending delivery ready that waits for a later time. Returns whether it was one.
-    async fn make_ready(&self, queue_id: QueueId) -> Result<bool, StoreError>;
+    async fn make_ready(&self, queue_id: QueueId, change: &Change<'_>) -> Result<bool, StoreError>;
 
     /// Cancels a pending delivery. Returns whether it was pending.
-    async fn cancel(&self, queue_id: QueueId, reason: &str) -> Result<bool, StoreError>;
+    async fn cancel(&self, queue_id: QueueId, reason: &str, change: &Change<'_>) -> Result<bool, StoreError>;
 
     /// Counts deliveries and attempts. The counts are exact; the history is not read.
     async fn statistics(&self, scope: &StatisticsScope) -> Result<Statistics, StoreError>;
@@ -310,7 +352,7 @@ pub struct Backlog {
 #[async_trait]
 pub trait EndpointStore: Send + Sync {
     /// Stores a new endpoint.
-    async fn register(&self, settings: &EndpointSettings) -> Result<Endpoint, StoreError>;
+    async fn register(&self, settings: &EndpointSettings, change: &Change<'_>) -> Result<Endpoint, StoreError>;
 
     /// Reads one endpoint, even if it was deleted.
     async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
@@ -331,10 +373,30 @@ pub trait EndpointStore: Send + Sync {
         revision: DateTime<Utc>,
         settings: &EndpointSettings,
         command: Option<CircuitCommand>,
+        change: &Change<'_>,
     ) -> Result<Option<Endpoint>, StoreError>;
 
     /// Marks the endpoint as deleted: from then on nothing is accepted for it. Returns false if it was deleted before.
-    async fn delete(&self, id: EndpointId) -> Result<bool, StoreError>;
+    async fn delete(&self, id: EndpointId, change: &Change<'_>) -> Result<bool, StoreError>;
+}
+
+/// The API keys.
+#[async_trait]
+pub trait KeyStore: Send + Sync {
+    /// Stores a new key.
+    async fn create(&self, key: &NewKey, digest: &SecretDigest, change: &Change<'_>) -> Result<ApiKey, StoreError>;
+
+    /// All keys, including revoked ones, in the order of their ids.
+    async fn all(&self) -> Result<Vec<ApiKey>, StoreError>;
+
+    /// The keys that are not revoked.
+    async fn valid(&self) -> Result<Vec<ApiKey>, StoreError>;
+
+    /// Revokes a key. Returns false if it was revoked before, or if there is none.
+    async fn revoke(&self, id: KeyId, change: &Change<'_>) -> Result<bool, StoreError>;
+
+    /// Notes that a key was used.
+    async fn note_use(&self, id: KeyId) -> Result<(), StoreError>;
 }
 
 /// A circuit that is not closed.

@@ -4,6 +4,7 @@
 
 #![warn(missing_docs)]
 
+pub mod access;
 pub mod address;
 pub mod attempt;
 pub mod circuit;
