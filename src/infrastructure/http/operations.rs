@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::Operations;
 use crate::application::ports::{Backlog, DeliveryRecords, HeldCircuit, StoreError};
-use crate::domain::statistics::Held;
+use crate::domain::held::Held;
 
 const TAG: &str = "operations";
 /// How old the backlog may be that metrics tell of, at least.

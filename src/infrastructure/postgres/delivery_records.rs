@@ -20,7 +20,8 @@ use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, DeliveryState, DeliveryStatus, Priority, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::retry::RETRIES_MAX;
-use crate::domain::statistics::{DurationCounts, HeldBy};
+use crate::domain::durations::DurationCounts;
+use crate::domain::held::HeldBy;
 
 #[async_trait]
 impl DeliveryRecords for Database {
