@@ -19,9 +19,9 @@ use clap::Parser;
 use tikv_jemallocator::Jemalloc;
 use webhook_processor::cli::block_on;
 use webhook_processor::cli::output::{print_json, progress};
+use webhook_processor::infrastructure::logs::log_to_stderr;
 use webhook_processor::infrastructure::settings::Settings;
 use webhook_processor::infrastructure::shutdown::stop_on_signal;
-use webhook_processor::infrastructure::telemetry;
 
 use crate::groups::Group;
 use crate::groups::ceiling::{self, Ceiling};
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
 async fn run(args: BenchArgs) -> anyhow::Result<()> {
     let settings = Settings::load()?;
     let level = if std::env::var_os("LOG_LEVEL").is_some() { settings.log_level.as_str() } else { "warn" };
-    telemetry::log_to_stderr(level, settings.log_format)?;
+    log_to_stderr(level, settings.log_format)?;
     let stop = stop_on_signal()?;
     let runs: usize = args.groups().into_iter().map(|group| group.runs(&args)).sum();
     let runs = runs + if args.groups().contains(&Group::Drain) { 0 } else { ceiling::RUNS };

@@ -1,24 +1,24 @@
-//! One leased delivery: send, judge, settle.
+//! The work on one leased delivery: send the request, judge how it ended, have the outcome written.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::backoff::Backoff;
-use super::batching::{BatchError, Batcher, Linger, ProcessBatch};
+use super::batching::{BatchError, Batcher, Linger};
 use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
 use super::ports::{DeliveryQueue, Sender, Settled, StoreError, UnusedLease};
+use super::settling::{Outcome, Settle};
 use super::wakeup::Wakeup;
 use super::workers::ledger::Ledger;
 use crate::domain::attempt::AttemptOutcome;
 use crate::domain::delivery::{AttemptTimes, FinishedAttempt, LeasedDelivery, Work};
 use crate::domain::endpoint::Endpoint;
 use crate::domain::millis;
-use crate::domain::retry::{DeadLetterReason, Verdict};
+use crate::domain::retry::Verdict;
 
 /// The most outcomes that one transaction writes.
 const BATCH_MAX: usize = 500;
@@ -73,12 +73,6 @@ struct Ended {
 
 /// Why nothing was sent under a lease. The delivery is attempted later, under another lease.
 struct NotNow(&'static str);
-
-struct Outcome {
-    attempt: FinishedAttempt,
-    /// An earlier try to write it was not answered. It may have succeeded.
-    in_doubt: bool,
-}
 
 impl Deliver {
     /// Starts the batcher that writes outcomes. `ledger` counts the leases of the workers.
@@ -333,75 +327,5 @@ fn report(finished: &FinishedAttempt) {
         Verdict::DeadLetter(why) => {
             warn!(%queue_id, config_id, attempt, status, reason, why = why.as_str(), "delivery failed for good");
         }
-    }
-}
-
-struct Settle {
-    queue: Arc<dyn DeliveryQueue>,
-    wakeup: Arc<Wakeup>,
-}
-
-#[async_trait]
-impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
-    async fn process(&self, outcomes: &[Arc<Outcome>]) -> Result<Vec<Settled>, StoreError> {
-        let attempts: Vec<&FinishedAttempt> = outcomes.iter().map(|outcome| &outcome.attempt).collect();
-        let mut settled = self.queue.settle(&attempts).await.inspect_err(|error| {
-            if error.passes() {
-                warn!(
-                    outcomes = outcomes.len(),
-                    error = error.report(),
-                    "outcomes cannot be written while the database is away; trying again"
-                );
-            }
-        })?;
-        // if this cannot be found out now, all of these outcomes stay in doubt
-        let found_out = self.recognize_own(outcomes, &mut settled).await;
-        found_out.map_err(|error| StoreError::InDoubt(error.cause().clone()))?;
-        let mut retries = false;
-        for (attempt, settled) in attempts.iter().zip(&settled) {
-            let status = match attempt.verdict {
-                _ if *settled == Settled::LeaseLost => continue,
-                Verdict::WaitsOn => continue,
-                Verdict::RetryIn(_) | Verdict::Postponed => {
-                    retries = true;
-                    continue;
-                }
-                Verdict::Completed => "completed",
-                Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => {
-                    "failed"
-                }
-            };
-            metrics::counter!("webhook_deliveries_total", "status" => status).increment(1);
-        }
-        if retries {
-            self.wakeup.scheduled();
-        }
-        Ok(settled)
-    }
-}
-
-impl Settle {
-    /// A lease may be gone because an earlier, unanswered try to write the outcome succeeded. That is not a loss.
-    async fn recognize_own(
-        &self,
-        outcomes: &[Arc<Outcome>],
-        settled: &mut [Settled],
-    ) -> Result<(), StoreError> {
-        let in_question: Vec<&FinishedAttempt> = outcomes
-            .iter()
-            .zip(settled.iter())
-            .filter(|(outcome, settled)| outcome.in_doubt && **settled == Settled::LeaseLost)
-            .map(|(outcome, _)| &outcome.attempt)
-            .collect();
-        if in_question.is_empty() {
-            return Ok(());
-        }
-        let recorded = self.queue.recorded(&in_question).await?;
-        for (outcome, settled) in outcomes.iter().zip(settled) {
-            if outcome.in_doubt && recorded.contains(&outcome.attempt.queue_id) {
-                *settled = Settled::Written;
-            }
-        }
-        Ok(())
     }
 }

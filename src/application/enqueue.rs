@@ -1,22 +1,19 @@
 //! Accepts events. Each becomes a delivery, which is stored before its caller gets an answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use chrono::Utc;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::batching::{BatchError, Batcher, ProcessBatch, kib};
+use super::batching::{BatchError, Batcher, kib};
 use super::directory::EndpointDirectory;
-use super::ports::{DeliveryQueue, Incoming, StoreError, Stored, UnusedLease, WantedLease};
+use super::ports::{DeliveryQueue, StoreError, Stored};
+use super::storing::Store;
 use super::wakeup::Wakeup;
 use super::workers::WorkerPool;
-use super::workers::lost_answers::release_unconfirmed;
-use super::workers::reservations::Reservation;
 use crate::domain::delivery::{NewDelivery, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::Event;
@@ -29,8 +26,6 @@ const BUFFER_KIB_MAX: usize = 6 * 1024;
 /// Upper bound, in KiB of request text, for events of bulk callers that are in flight. It is less than the buffer, so that
 /// bulk callers never fill it. It is enough for one batch that is being stored and the next one.
 const BULK_KIB_MAX: u32 = 2 * 1024;
-/// If storing a delivery takes longer than this, it is not attempted under the lease that it was stored with.
-const ATTEMPT_WITHIN: Duration = Duration::from_secs(2);
 /// An enqueue is given up after its endpoint has changed this many times meanwhile.
 const LOOKS_MAX: usize = 4;
 
@@ -89,8 +84,7 @@ impl Enqueue {
         workers: Option<Arc<WorkerPool>>,
         patience: Duration,
     ) -> Self {
-        let store = StoreAndWake { queue, wakeup, workers, answered: AtomicBool::new(true) };
-        let deliveries = Batcher::start(store, BATCH_MAX, BUFFER_KIB_MAX);
+        let deliveries = Batcher::start(Store::new(queue, wakeup, workers), BATCH_MAX, BUFFER_KIB_MAX);
         Self { directory, deliveries, bulk_room: Semaphore::new(BULK_KIB_MAX as usize), patience }
     }
 
@@ -165,78 +159,5 @@ impl From<BatchError> for EnqueueError {
             BatchError::Full | BatchError::Stopped => Self::Overloaded,
             BatchError::Store(error) => Self::Store(error),
         }
-    }
-}
-
-/// Stores a batch. Deliveries that the workers have slots for are attempted at once; a claimer is woken for the others.
-struct StoreAndWake {
-    queue: Arc<dyn DeliveryQueue>,
-    wakeup: Arc<Wakeup>,
-    workers: Option<Arc<WorkerPool>>,
-    /// Whether the store answered the last batch. If it did not, no leases are asked for, so that few are in doubt.
-    answered: AtomicBool,
-}
-
-impl StoreAndWake {
-    /// Gives back the leases that the store may have granted, now or later, after the time to attempt under them.
-    fn release_if_stored(&self, deliveries: &[Incoming<'_>]) {
-        let leases: Vec<UnusedLease> = deliveries
-            .iter()
-            .filter_map(|incoming| {
-                let WantedLease { worker_id, .. } = incoming.lease?;
-                let queue_id = incoming.delivery.queue_id;
-                Some(UnusedLease { queue_id, worker_id: worker_id.clone(), locked_at: None })
-            })
-            .collect();
-        if let Some(WantedLease { term, .. }) = deliveries.iter().find_map(|incoming| incoming.lease) {
-            tokio::spawn(release_unconfirmed(self.queue.clone(), self.wakeup.clone(), leases, term));
-        }
-    }
-}
-
-#[async_trait]
-impl ProcessBatch<Arc<NewDelivery>, Stored> for StoreAndWake {
-    async fn process(&self, deliveries: &[Arc<NewDelivery>]) -> Result<Vec<Stored>, StoreError> {
-        let begun = std::time::Instant::now();
-        let workers = self.workers.as_ref().filter(|_| self.answered.load(Ordering::Relaxed));
-        let reserved: Vec<Option<Reservation>> =
-            deliveries.iter().map(|delivery| Reservation::of(workers?, delivery)).collect();
-        let incoming: Vec<Incoming<'_>> = deliveries
-            .iter()
-            .zip(&reserved)
-            .map(|(delivery, reserved)| Incoming {
-                delivery,
-                lease: reserved.as_ref().map(Reservation::lease),
-            })
-            .collect();
-        let stored = self.queue.enqueue(&incoming).await;
-        let in_doubt = matches!(stored, Err(StoreError::InDoubt(_)));
-        self.answered.store(stored.is_ok(), Ordering::Relaxed);
-        // an old lease may end before an attempt under it does
-        let too_late = begun.elapsed() > ATTEMPT_WITHIN;
-        if in_doubt || too_late {
-            self.release_if_stored(&incoming);
-        }
-        let stored = stored?;
-
-        let (mut leased, mut waiting, mut duplicates) = (0, 0, 0);
-        for ((delivery, reserved), stored) in deliveries.iter().zip(reserved).zip(&stored) {
-            match (stored, reserved) {
-                (Stored::New { locked_at: Some(locked_at) }, Some(reservation)) if !too_late => {
-                    reservation.attempt(delivery, *locked_at, begun);
-                    leased += 1;
-                }
-                (Stored::New { .. }, _) => waiting += 1,
-                (Stored::Duplicate { .. }, _) => duplicates += 1,
-                (Stored::EndpointChanged, _) => {}
-            }
-        }
-        metrics::counter!("webhook_enqueued_total").increment(leased + waiting);
-        metrics::counter!("webhook_leased_at_enqueue_total").increment(leased);
-        metrics::counter!("webhook_duplicates_total").increment(duplicates);
-        if waiting > 0 {
-            self.wakeup.announce();
-        }
-        Ok(stored)
     }
 }

@@ -12,5 +12,7 @@ pub mod enqueue;
 pub mod manage_deliveries;
 pub mod manage_endpoints;
 pub mod ports;
+mod settling;
+mod storing;
 pub mod wakeup;
 pub mod workers;

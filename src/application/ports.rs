@@ -18,7 +18,7 @@ use crate::domain::delivery::{
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::EndpointSettings;
 use crate::domain::event::EventType;
-use crate::domain::statistics::Held;
+use crate::domain::held::Held;
 
 /// Why the store did not do what it was asked to do.
 #[derive(Debug, Clone, thiserror::Error)]

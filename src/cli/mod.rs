@@ -1,29 +1,25 @@
-//! The command line: parses a command and runs it.
+//! The command line: one command, from its arguments to its end.
 
 #![warn(missing_docs)]
 
 mod configs;
 mod deliveries;
+mod health;
 pub mod output;
 mod receiver;
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
 use clap::{Parser, Subcommand};
-use http_body_util::Empty;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::infrastructure::logs::log_to_stderr;
+use crate::infrastructure::metrics::record_metrics;
 use crate::infrastructure::ready_database::{Purpose, ReadyDatabase};
 use crate::infrastructure::service::{self, Application, Role};
 use crate::infrastructure::settings::{SETTINGS, Settings};
 use crate::infrastructure::shutdown::stop_on_signal;
-use crate::infrastructure::telemetry;
 
 /// The webhook engine that teams trust with money, on the PostgreSQL that they already run.
 ///
@@ -111,16 +107,16 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
     } else {
         "warn"
     };
-    telemetry::log_to_stderr(level, settings.log_format)?;
+    log_to_stderr(level, settings.log_format)?;
     let stop = stop_on_signal()?;
     let role = match command {
         Command::Serve => Role::Serve,
         Command::Api => Role::Api,
         Command::Worker => Role::Worker,
-        Command::Health => return health(&settings).await,
+        Command::Health => return health::run(&settings).await,
         command => return with_database(command, &settings, json, stop).await,
     };
-    service::run(&settings, role, telemetry::record_metrics()?, stop).await
+    service::run(&settings, role, record_metrics()?, stop).await
 }
 
 /// Runs a command that works on the database directly. It stops on a signal.
@@ -170,24 +166,4 @@ fn purpose(command: &Command, settings: &Settings) -> Purpose {
         Command::Replay(replay) if replay.only_counts() => Purpose::Read,
         _ => Purpose::Write,
     }
-}
-
-/// How long the service may take to answer /health/live.
-const HEALTH_LIMIT: Duration = Duration::from_secs(3);
-
-async fn health(settings: &Settings) -> anyhow::Result<()> {
-    let mut address = settings.listen_addr;
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            std::net::Ipv4Addr::LOCALHOST.into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let url = format!("http://{address}/health/live").parse().context("LISTEN_ADDR")?;
-    let answer =
-        timeout(HEALTH_LIMIT, client.get(url)).await.context("no answer in time")?.context("no answer")?;
-    anyhow::ensure!(answer.status().is_success(), "not live: {}", answer.status());
-    Ok(())
 }

@@ -7,9 +7,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::application::ports::Statistics;
+use crate::domain::held::Held;
 use crate::domain::invalid::Invalid;
 use crate::domain::millis;
-use crate::domain::statistics::Held;
 
 /// A window of a minute to a hundred years.
 pub fn parse_window(text: &str) -> Result<Duration, Invalid> {

@@ -9,14 +9,15 @@ pub mod address;
 pub mod attempt;
 pub mod circuit;
 pub mod delivery;
+pub mod durations;
 pub mod endpoint;
 pub mod endpoint_settings;
 pub mod event;
+pub mod held;
 pub mod invalid;
 pub mod postback_url;
 pub mod replay;
 pub mod retry;
-pub mod statistics;
 pub mod url_params;
 
 use serde::{Deserialize, Deserializer, Serializer};

@@ -4,6 +4,8 @@ pub mod embedded_postgres;
 // its texts become the OpenAPI document
 #[warn(missing_docs)]
 pub mod http;
+pub mod logs;
+pub mod metrics;
 pub mod postgres;
 mod process;
 pub mod ready_database;
@@ -11,4 +13,3 @@ pub mod sender;
 pub mod service;
 pub mod settings;
 pub mod shutdown;
-pub mod telemetry;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use super::embedded_postgres::keeper::keep_running;
 use super::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use super::postgres::{Database, Listening};
 use super::settings::Settings;
@@ -14,9 +15,6 @@ use crate::application::backoff::Backoff;
 
 /// Waits between tries to reach the database at start.
 const DATABASE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
-/// How often the private server is checked.
-const EMBEDDED_CHECK_EVERY: Duration = Duration::from_secs(2);
-
 /// What a command needs the database for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -148,36 +146,6 @@ impl ReadyDatabase {
             && let Err(error) = server.stop().await
         {
             warn!(error = format!("{error:#}"), "the private PostgreSQL could not be stopped");
-        }
-    }
-}
-
-async fn keep_running(options: EmbeddedOptions, database: Database, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(EMBEDDED_CHECK_EVERY) => {}
-        }
-        if database.is_migrated().await.is_ok() {
-            continue;
-        }
-        // if the server runs after all, this joins it
-        let started = tokio::select! {
-            () = stop.cancelled() => return,
-            started = EmbeddedPostgres::start(&options) => started,
-        };
-        match started {
-            // this process uses the server anyway, so this only releases the second hold
-            Ok(second_hold) => match second_hold.stop().await {
-                Ok(_) => warn!("the private PostgreSQL did not answer, and was started again if it had died"),
-                Err(error) => {
-                    warn!(error = format!("{error:#}"), "the private PostgreSQL is in a strange state");
-                }
-            },
-            Err(error) => error!(
-                error = format!("{error:#}"),
-                "the private PostgreSQL has died and cannot be started; trying again"
-            ),
         }
     }
 }

@@ -13,12 +13,12 @@ use tracing::info;
 use uuid::Uuid;
 
 use super::http::{self, Api, Begun, Operations};
+use super::metrics::keep_metrics_small;
 use super::postgres::{Database, announce_ready, listen_for_ready, upkeep};
 use super::process::{raise_open_files_limit, worker_names};
 use super::ready_database::{Patience, ReadyDatabase};
 use super::sender::{HttpSender, SenderSettings};
 use super::settings::Settings;
-use super::telemetry;
 use crate::application::circuits::Circuits;
 use crate::application::deliver::{AttemptLimits, Deliver};
 use crate::application::directory::EndpointDirectory;
@@ -62,31 +62,69 @@ pub struct Application {
 impl Application {
     /// Builds the use cases without workers.
     pub fn new(database: &Database, settings: &Settings) -> Self {
-        let (wakeup, directory) = Self::shared(database);
-        Self::of(database, settings, wakeup, directory, Arc::default(), None)
+        Parts::new(database, settings).assemble(settings, None)
     }
 
     /// Builds the use cases with workers. The caller runs the workers.
     pub fn with_workers(database: &Database, settings: &Settings) -> anyhow::Result<Self> {
-        let (wakeup, directory) = Self::shared(database);
-        let duties = Arc::default();
-        let workers = worker_pool(database, settings, &wakeup, &directory, &duties)?;
-        Ok(Self::of(database, settings, wakeup, directory, duties, Some(Arc::new(workers))))
+        let parts = Parts::new(database, settings);
+        let workers = parts.worker_pool(settings)?;
+        Ok(parts.assemble(settings, Some(Arc::new(workers))))
     }
+}
 
-    fn shared(database: &Database) -> (Arc<Wakeup>, Arc<EndpointDirectory>) {
-        (Arc::default(), Arc::new(EndpointDirectory::start(Arc::new(database.clone()))))
-    }
+/// What the use cases and the workers of a process share.
+struct Parts {
+    store: Arc<Database>,
+    directory: Arc<EndpointDirectory>,
+    wakeup: Arc<Wakeup>,
+    duties: Arc<Duties>,
+    addresses: AddressPolicy,
+}
 
-    fn of(
-        database: &Database,
-        settings: &Settings,
-        wakeup: Arc<Wakeup>,
-        directory: Arc<EndpointDirectory>,
-        duties: Arc<Duties>,
-        workers: Option<Arc<WorkerPool>>,
-    ) -> Self {
+impl Parts {
+    fn new(database: &Database, settings: &Settings) -> Self {
         let store = Arc::new(database.clone());
+        Self {
+            directory: Arc::new(EndpointDirectory::start(store.clone())),
+            store,
+            wakeup: Arc::default(),
+            duties: Arc::default(),
+            addresses: AddressPolicy::new(settings.egress_allow.clone()),
+        }
+    }
+
+    fn worker_pool(&self, settings: &Settings) -> anyhow::Result<WorkerPool> {
+        let sender = HttpSender::new(SenderSettings {
+            timeout: settings.http_timeout,
+            response_bytes_max: settings.response_bytes_max,
+            idle_connections_max: settings.workers.leases_max(),
+            addresses: self.addresses.clone(),
+        })?;
+        let circuits = Circuits::new(self.store.clone(), self.wakeup.clone());
+        let ledger = Ledger::new(settings.workers.leases_max(), self.wakeup.clone());
+        let deliver = Deliver::start(
+            self.directory.clone(),
+            self.store.clone(),
+            circuits,
+            Arc::new(sender),
+            self.wakeup.clone(),
+            ledger.clone(),
+            AttemptLimits { lease_term: settings.workers.lease_term, attempt_max: settings.http_timeout },
+        );
+        Ok(WorkerPool::new(
+            self.store.clone(),
+            deliver,
+            self.wakeup.clone(),
+            ledger,
+            self.duties.clone(),
+            settings.workers.clone(),
+            worker_names(),
+        ))
+    }
+
+    fn assemble(self, settings: &Settings, workers: Option<Arc<WorkerPool>>) -> Application {
+        let Self { store, directory, wakeup, duties, addresses } = self;
         let enqueue = Arc::new(Enqueue::start(
             directory.clone(),
             store.clone(),
@@ -94,7 +132,6 @@ impl Application {
             workers.clone(),
             ENQUEUE_PATIENCE,
         ));
-        let addresses = AddressPolicy::new(settings.egress_allow.clone());
         let api = Api {
             enqueue: enqueue.clone(),
             deliveries: Arc::new(ManageDeliveries::new(
@@ -113,37 +150,8 @@ impl Application {
                 wakeup.clone(),
             )),
         };
-        Self { api, wakeup, duties, workers }
+        Application { api, wakeup, duties, workers }
     }
-}
-
-fn worker_pool(
-    database: &Database,
-    settings: &Settings,
-    wakeup: &Arc<Wakeup>,
-    directory: &Arc<EndpointDirectory>,
-    duties: &Arc<Duties>,
-) -> anyhow::Result<WorkerPool> {
-    let store = Arc::new(database.clone());
-    let sender = HttpSender::new(SenderSettings {
-        timeout: settings.http_timeout,
-        response_bytes_max: settings.response_bytes_max,
-        idle_connections_max: settings.workers.leases_max(),
-        addresses: AddressPolicy::new(settings.egress_allow.clone()),
-    })?;
-    let circuits = Circuits::new(store.clone(), wakeup.clone());
-    let ledger = Ledger::new(settings.workers.leases_max(), wakeup.clone());
-    let deliver = Deliver::start(
-        directory.clone(),
-        store.clone(),
-        circuits,
-        Arc::new(sender),
-        wakeup.clone(),
-        ledger.clone(),
-        AttemptLimits { lease_term: settings.workers.lease_term, attempt_max: settings.http_timeout },
-    );
-    let (wakeup, duties, settings) = (wakeup.clone(), duties.clone(), settings.workers.clone());
-    Ok(WorkerPool::new(store, deliver, wakeup, ledger, duties, settings, worker_names()))
 }
 
 /// Runs a role until `stop`, then finishes the attempts under way.
@@ -199,7 +207,7 @@ pub async fn run_on(
     tasks.spawn(upkeep::run(database.clone(), settings.archive_retention, duties, stop.clone()));
     let listener = Uuid::new_v4();
     tasks.spawn(announce_ready(database.clone(), listener, application.wakeup.clone(), stop.clone()));
-    tasks.spawn(telemetry::keep_metrics_small(metrics, stop.clone()));
+    tasks.spawn(keep_metrics_small(metrics, stop.clone()));
     if let Some(keeper) = ready.keeper(stop.clone()) {
         tasks.spawn(keeper);
     }

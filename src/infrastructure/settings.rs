@@ -11,7 +11,7 @@ use config::{Config, Map, Value, ValueKind};
 use ipnet::IpNet;
 use sqlx::postgres::PgConnectOptions;
 
-use super::telemetry::LogFormat;
+use super::logs::LogFormat;
 use crate::application::workers::WorkerSettings;
 use crate::domain::endpoint_settings::TIMEOUT_MAX;
 

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 use webhook_processor::infrastructure::service::Role;
 
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command};
+use crate::support::raw_receiver::{self, Behaviour};
 use crate::support::receiver::{Reply, TestReceiver};
 use crate::support::service::TestService;
 
@@ -212,20 +211,6 @@ async fn no_more_of_a_response_is_read_than_is_kept() {
     service.stop().await;
 }
 
-/// A receiver that answers with these bytes, whatever HTTP says, and hangs up.
-async fn raw_receiver(answer: &'static [u8]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 4096];
-            let _ = stream.read(&mut request).await;
-            let _ = stream.write_all(answer).await;
-        }
-    });
-    url
-}
-
 #[tokio::test]
 async fn hostile_receivers_are_news_about_the_receiver_and_nothing_more() {
     let service = TestService::start().await;
@@ -239,7 +224,13 @@ async fn hostile_receivers_are_news_about_the_receiver_and_nothing_more() {
             "the response broke off",
         ),
     ] {
-        let config = service.api.register(&raw_receiver(answer).await, json!({"max_retries": 0})).await;
+        let config = service
+            .api
+            .register(
+                &raw_receiver::start(Behaviour::AnswerAndHangUp(answer)).await,
+                json!({"max_retries": 0}),
+            )
+            .await;
         let queue_id = service.api.credit(config).await;
         let dead = service.api.delivery_in(&queue_id, "failed").await;
         let error = dead["attempts"][0]["error"].as_str().unwrap();
@@ -257,7 +248,10 @@ async fn hostile_receivers_are_news_about_the_receiver_and_nothing_more() {
 #[tokio::test]
 async fn a_success_whose_body_breaks_off_is_a_success_and_the_audit_tells() {
     let service = TestService::start().await;
-    let receiver = raw_receiver(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort").await;
+    let receiver = raw_receiver::start(Behaviour::AnswerAndHangUp(
+        b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort",
+    ))
+    .await;
     let config = service.api.register(&receiver, json!({})).await;
     let queue_id = service.api.credit(config).await;
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use webhook_processor::infrastructure::http::openapi;
+use webhook_processor::infrastructure::metrics::{METRICS, MetricKind};
 use webhook_processor::infrastructure::service::Role;
 use webhook_processor::infrastructure::settings::SETTINGS;
-use webhook_processor::infrastructure::telemetry::{METRICS, MetricKind};
 
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command, output};

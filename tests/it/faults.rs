@@ -7,13 +7,12 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command};
+use crate::support::raw_receiver::{self, Behaviour};
 use crate::support::receiver::{Reply, TestReceiver};
 use crate::support::service::{ApiClient, TestService};
 
@@ -57,22 +56,6 @@ async fn assert_each_was_sent_once(api: &ApiClient, receiver: &TestReceiver, cou
     assert_eq!(api.get("/webhooks/stats").await.json()["attempts"], count);
 }
 
-/// A receiver that answers with these bytes and leaves the connection open.
-async fn receiver_that_never_ends(answer: &'static [u8]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        let mut open = Vec::new();
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 4096];
-            let _ = stream.read(&mut request).await;
-            let _ = stream.write_all(answer).await;
-            open.push(stream);
-        }
-    });
-    url
-}
-
 #[tokio::test]
 async fn an_answer_counts_although_its_body_does_not_end_in_time() {
     let service = TestService::start().await;
@@ -82,7 +65,7 @@ async fn an_answer_counts_although_its_body_does_not_end_in_time() {
         (b"HTTP/1.1 200 OK\r\n\r\nok", "completed", 200),
         (b"HTTP/1.1 410 Gone\r\ncontent-length: 9\r\n\r\nok", "failed", 410),
     ] {
-        let url = receiver_that_never_ends(answer).await;
+        let url = raw_receiver::start(Behaviour::Answer(answer)).await;
         let config = service.api.register(&url, settings.clone()).await;
         let queue_id = service.api.credit(config).await;
 
@@ -100,20 +83,11 @@ async fn an_answer_counts_although_its_body_does_not_end_in_time() {
 #[tokio::test]
 async fn a_body_that_comes_drop_by_drop_does_not_make_an_attempt_last_for_ever() {
     let service = TestService::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
-                while stream.write_all(b"1\r\n.\r\n").await.is_ok() {
-                    tokio::time::sleep(Duration::from_millis(15)).await;
-                }
-            });
-        }
-    });
+    let url = raw_receiver::start(Behaviour::Dripping {
+        beginning: b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        again: b"1\r\n.\r\n",
+    })
+    .await;
     let config = service.api.register(&url, json!({"timeout_ms": 200})).await;
 
     let queue_id = service.api.credit(config).await;

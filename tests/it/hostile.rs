@@ -2,18 +2,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rcgen::{CertificateParams, CertifiedKey, KeyPair, date_time_ymd, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command};
+use crate::support::raw_receiver::{Behaviour, start};
 use crate::support::receiver::TestReceiver;
 use crate::support::service::ApiClient;
 
@@ -23,76 +23,6 @@ const TIMEOUT_MS: u64 = 700;
 const GRACE_MS: u64 = 5_000;
 /// What a process that talks to all of them may have in memory at its highest.
 const MEMORY_MB_MAX: u64 = 200;
-
-/// What one connection of a receiver gets for its request.
-#[derive(Debug, Clone, Copy)]
-enum Behaviour {
-    Answer(&'static [u8]),
-    /// The same again and again after a beginning, for ever.
-    Endless {
-        beginning: &'static [u8],
-        again: &'static [u8],
-    },
-    /// The same, slowly.
-    Dripping {
-        beginning: &'static [u8],
-        again: &'static [u8],
-    },
-    Reset,
-    Close,
-    Silence,
-    /// Compressed zeros, which would be a thousand times as much.
-    Bomb,
-}
-
-async fn behave(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
-    let mut request = [0; 4096];
-    let _ = stream.read(&mut request).await?;
-    match behaviour {
-        Behaviour::Answer(answer) => {
-            stream.write_all(answer).await?;
-            // the client decides when it has enough
-            let _ = stream.read(&mut request).await?;
-        }
-        Behaviour::Endless { beginning, again } => {
-            stream.write_all(beginning).await?;
-            let again = again.repeat(64);
-            loop {
-                stream.write_all(&again).await?;
-            }
-        }
-        Behaviour::Dripping { beginning, again } => {
-            stream.write_all(beginning).await?;
-            loop {
-                stream.write_all(again).await?;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-        Behaviour::Reset => stream.set_zero_linger()?,
-        Behaviour::Close => {}
-        Behaviour::Silence => std::future::pending().await,
-        Behaviour::Bomb => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n").await?;
-            // a gzip header, then stored blocks that say that they are long
-            stream.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3]).await?;
-            for _ in 0..4_000 {
-                stream.write_all(&[0; 4096]).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn start(behaviour: Behaviour) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(behave(stream, behaviour));
-        }
-    });
-    url
-}
 
 async fn service() -> (Process, ApiClient) {
     let process = Process::start(command(&TestDatabase::new().await, &["serve"]));

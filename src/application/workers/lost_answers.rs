@@ -1,4 +1,7 @@
 //! Gives back leases that the store may have granted in an answer that never came.
+//!
+//! After a claim, only the names of the workers are known ([`LostClaims`]); after an enqueue, the deliveries are known too
+//! ([`release_unconfirmed`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -8,6 +8,7 @@
 
 mod account;
 mod binaries;
+pub(super) mod keeper;
 mod location;
 mod server;
 

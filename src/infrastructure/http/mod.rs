@@ -1,46 +1,38 @@
-//! The HTTP API: routes, what all requests share, and the server. One file a resource.
+//! The HTTP API: its routes, one file per resource.
 
+mod backlog_sample;
 mod bulk;
 mod configs;
 mod docs;
 mod error;
 mod extract;
-mod operations;
+mod health;
+mod metrics;
+mod observation;
+mod operators;
 mod server;
 mod webhooks;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::{Instrument as _, error, info_span};
+use tracing::error;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use uuid::Uuid;
 
 pub use docs::openapi;
+pub use operators::{Begun, Operations};
 pub use server::{listen, serve};
 
 use self::error::ApiError;
-use self::operations::{BacklogSample, CircuitGauges};
-use super::postgres::Database;
-use crate::application::duties::Duties;
+use self::observation::observe;
 use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
-use crate::application::ports::{CircuitStore, DeliveryRecords};
-
-/// Names a request in answers and logs.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest request id of a caller that is taken over.
-const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -51,72 +43,6 @@ pub struct Api {
     pub deliveries: Arc<ManageDeliveries>,
     /// Looks after configs.
     pub endpoints: Arc<ManageEndpoints>,
-}
-
-/// What the routes for operators work with.
-#[derive(Clone)]
-pub struct Operations {
-    database: Database,
-    metrics: PrometheusHandle,
-    records: Arc<dyn DeliveryRecords>,
-    backlog: Arc<BacklogSample>,
-    circuits: Arc<dyn CircuitStore>,
-    circuit_gauges: Arc<CircuitGauges>,
-    ready_age_max: Duration,
-    begun: Begun,
-    duties: Arc<Duties>,
-}
-
-impl Operations {
-    /// Health and metrics of this process and of its database.
-    pub fn new(database: Database, metrics: PrometheusHandle, ready_age_max: Duration) -> Self {
-        let records: Arc<dyn DeliveryRecords> = Arc::new(database.clone());
-        Self {
-            circuits: Arc::new(database.clone()),
-            circuit_gauges: Arc::default(),
-            database,
-            metrics,
-            backlog: Arc::new(BacklogSample::new(records.clone())),
-            records,
-            ready_age_max,
-            begun: Begun::already(),
-            duties: Arc::default(),
-        }
-    }
-
-    /// The process is not ready while one of these keeps failing.
-    #[must_use]
-    pub fn watching(mut self, duties: Arc<Duties>) -> Self {
-        self.duties = duties;
-        self
-    }
-
-    /// The API answers only after this.
-    #[must_use]
-    pub fn after(mut self, begun: Begun) -> Self {
-        self.begun = begun;
-        self
-    }
-}
-
-/// Whether the service has begun. Until its database is ready, the API has nothing to answer with.
-#[derive(Debug, Clone, Default)]
-pub struct Begun(Arc<AtomicBool>);
-
-impl Begun {
-    /// It has, before anyone could ask.
-    fn already() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
-    }
-
-    fn has(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// It has.
-    pub fn note(&self) {
-        self.0.store(true, Ordering::Release);
-    }
 }
 
 /// Answers 503 as long as the database is not ready. Why it is not is for operators: it stands in the log and under
@@ -147,10 +73,10 @@ fn api_routes() -> OpenApiRouter<Api> {
 /// The routes for operators, with their documentation.
 fn operations_routes() -> OpenApiRouter<Operations> {
     OpenApiRouter::new()
-        .routes(routes!(operations::health))
-        .routes(routes!(operations::live))
-        .routes(routes!(operations::ready))
-        .routes(routes!(operations::metrics))
+        .routes(routes!(health::health))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+        .routes(routes!(metrics::metrics))
 }
 
 /// All routes; those for callers only where there is an `api` behind them.
@@ -173,55 +99,4 @@ pub fn router(operations: Operations, api: Option<Api>) -> Router {
             ApiError::unexpected().into_response()
         }))
         .layer(from_fn(observe))
-}
-
-/// Names, measures and logs each request. The query is left out: it may hold what is nobody's business.
-async fn observe(mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let id = request_id(&request);
-    request.headers_mut().insert(REQUEST_ID, id.clone());
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
-    let method = method_label(request.method());
-    let span = info_span!(
-        "request",
-        request_id = id.to_str().unwrap_or_default(),
-        method,
-        path = request.uri().path()
-    );
-
-    let mut response = next.run(request).instrument(span).await;
-
-    let status = response.status().as_u16().to_string();
-    metrics::histogram!("http_request_duration_seconds", "route" => route, "method" => method, "status" => status)
-        .record(started.elapsed());
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
-}
-
-/// A method as a label: callers may make names up, and each new one would be kept for ever.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
-    }
-}
-
-/// The caller's id if it is short and plain, else a new one.
-fn request_id(request: &Request) -> HeaderValue {
-    let given = request.headers().get(REQUEST_ID).filter(|id| {
-        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
-            && id.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
-    });
-    given.cloned().unwrap_or_else(|| {
-        HeaderValue::try_from(Uuid::now_v7().to_string()).expect("a UUID is a header value")
-    })
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Database, REQUEST_LIMIT, from_micros, inconsistent, within};
+use super::errors::inconsistent;
+use super::within::within;
+use super::{Database, REQUEST_LIMIT, from_micros};
 use crate::application::ports::{CircuitStore, HeldCircuit, StoreError, UnsuccessfulProbe};
 use crate::domain::circuit::Circuit;
 use crate::domain::endpoint::EndpointId;

@@ -8,8 +8,10 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use super::errors::{inconsistent, lacks_archive};
 use super::floors::{Floor, Found, Line};
-use super::{Database, ENGINE_LIMIT, SCAN_LIMIT, from_micros, inconsistent, lacks_archive, micros, within};
+use super::within::{SCAN_LIMIT, within};
+use super::{Database, ENGINE_LIMIT, from_micros, micros};
 use crate::application::ports::{
     Claim, Claimed, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, UnusedLease,
 };

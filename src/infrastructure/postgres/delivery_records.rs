@@ -12,15 +12,18 @@ use sqlx::postgres::PgRow;
 use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
-use super::{Database, REQUEST_LIMIT, from_micros, inconsistent, lacks_archive, scan, undecodable, within};
+use super::errors::{inconsistent, lacks_archive, undecodable};
+use super::within::{scan, within};
+use super::{Database, REQUEST_LIMIT, from_micros};
 use crate::application::ports::{
     Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError,
 };
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, DeliveryState, DeliveryStatus, Priority, QueueId};
+use crate::domain::durations::DurationCounts;
 use crate::domain::endpoint::EndpointId;
+use crate::domain::held::HeldBy;
 use crate::domain::retry::RETRIES_MAX;
-use crate::domain::statistics::{DurationCounts, HeldBy};
 
 #[async_trait]
 impl DeliveryRecords for Database {

@@ -9,7 +9,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::error;
 
-use super::{Database, REQUEST_LIMIT, inconsistent, within};
+use super::errors::inconsistent;
+use super::within::within;
+use super::{Database, REQUEST_LIMIT};
 use crate::application::ports::{EndpointStore, StoreError};
 use crate::domain::circuit::{Circuit, CircuitCommand, CircuitParts, CircuitPolicy, OPENED_BY_HAND};
 use crate::domain::delivery::Priority;

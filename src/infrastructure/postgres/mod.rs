@@ -1,34 +1,39 @@
-//! The repositories on PostgreSQL, with their shared pools, time limits and meaning of errors.
+//! PostgreSQL behind the ports: the database that the repositories share.
 
+mod access;
 mod circuits;
 mod delivery_queue;
 mod delivery_records;
 mod endpoints;
+mod errors;
 mod floors;
+mod migration;
 mod notifications;
 mod pool;
+mod reason;
 mod schema;
 mod trouble;
 pub mod upkeep;
+mod within;
 mod writability;
 
-use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::error::DatabaseError;
-use sqlx::pool::PoolConnection;
+use sqlx::ConnectOptions as _;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, PgConnection, Postgres};
 use tokio::sync::Semaphore;
 
 pub use notifications::{Listening, announce_ready, listen_for_ready, tell_ready};
 pub use schema::MIGRATIONS;
 pub use trouble::Trouble;
 
+use self::access::Access;
+use self::errors::is_missing_table;
 use self::floors::KnownFloors;
-use self::pool::{Pool, Reason};
-use self::schema::Access;
+use self::pool::Pool;
+use self::reason::Reason;
+use self::within::within;
 use self::writability::Writability;
 use crate::application::ports::StoreError;
 
@@ -41,13 +46,6 @@ const SCANS_AT_ONCE: usize = 3;
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
 /// How long a look-up or a change of one row may take.
 const REQUEST_LIMIT: Duration = Duration::from_millis(1500);
-/// How long a list, a count, or upkeep may take.
-const SCAN_LIMIT: Duration = Duration::from_secs(30);
-
-/// Begins the transaction of a list or a count. The server ends it if its caller has gone. The limit is set only for the
-/// transaction, because a pooler gives the session to others afterwards.
-const BEGIN_SCAN: &str = "begin; set local statement_timeout = '35s'";
-
 /// The database, with one pool for requests and one for the engine, so that neither can starve the other.
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -162,156 +160,6 @@ fn ours(mut options: PgConnectOptions) -> PgConnectOptions {
         options = options.host(&address);
     }
     options.application_name("webhook-processor").extra_float_digits(None).disable_statement_logging()
-}
-
-/// Runs statements on a connection of a pool within a time limit. If they did not end, because time ran out or the caller has
-/// gone, the connection is still busy. It is then closed instead of given back.
-macro_rules! within {
-    ($pool:expr, $limit:expr, |$connection:ident| $work:expr) => {
-        match $pool.acquire().await {
-            Err(error) => Err($crate::infrastructure::postgres::not_asked(error)),
-            Ok(connection) => {
-                let mut $connection =
-                    $crate::infrastructure::postgres::Guarded { connection, finished: false };
-                match tokio::time::timeout($limit, $work).await {
-                    Ok(result) => {
-                        $connection.finished = true;
-                        result.map_err($crate::infrastructure::postgres::store_error)
-                    }
-                    Err(_) => Err($crate::infrastructure::postgres::no_answer()),
-                }
-            }
-        }
-    };
-}
-use within;
-
-/// Like [`within!`], for a list or a count: on the connections for requests, in a transaction that the server ends if the caller
-/// has gone.
-macro_rules! scan {
-    ($database:expr, |$connection:ident| $work:expr) => {
-        $crate::infrastructure::postgres::within!(
-            $database.requests,
-            $crate::infrastructure::postgres::SCAN_LIMIT,
-            |connection| async {
-                use sqlx::Connection as _;
-                let mut transaction =
-                    connection.begin_with($crate::infrastructure::postgres::BEGIN_SCAN).await?;
-                let $connection = &mut *transaction;
-                let result = $work.await?;
-                transaction.commit().await?;
-                Ok(result)
-            }
-        )
-    };
-}
-use scan;
-
-/// A connection that is closed on drop, unless its statements came to their end.
-struct Guarded {
-    connection: PoolConnection<Postgres>,
-    finished: bool,
-}
-
-impl Deref for Guarded {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.connection
-    }
-}
-
-impl DerefMut for Guarded {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.connection.close_on_drop();
-        }
-    }
-}
-
-/// What a driver's error means for the application if a statement may have been sent.
-fn store_error(error: sqlx::Error) -> StoreError {
-    let meaning = match &error {
-        // the connection broke, or the protocol is out of step
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
-            StoreError::InDoubt
-        }
-        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => StoreError::Unavailable,
-        sqlx::Error::Database(database) => meaning_of(&database.code().unwrap_or_default()),
-        _ => StoreError::Unexpected,
-    };
-    meaning(Arc::new(anyhow::Error::new(error)))
-}
-
-/// What a driver's error means if no statement was sent.
-fn not_asked(error: sqlx::Error) -> StoreError {
-    match store_error(error) {
-        StoreError::InDoubt(cause) => StoreError::Unavailable(cause),
-        known => known,
-    }
-}
-
-/// What an SQLSTATE means for the application.
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-fn meaning_of(code: &str) -> fn(Arc<anyhow::Error>) -> StoreError {
-    let in_class = |classes: &[&str]| classes.iter().any(|class| code.starts_with(class));
-    match code {
-        // the server ended the connection, perhaps between a commit and its answer
-        "57P01" | "57P02" | "57P05" => StoreError::InDoubt,
-        // serialization failure, deadlock, lock not available, read-only transaction (a standby after a failover)
-        "40001" | "40P01" | "55P03" | "25006"
-        // access withdrawn: a database that allows no connections, or a missing privilege
-        | "55000" | "42501"
-        // the schema is not there yet, or not as this program knows it: a table, a function, a column
-        | "42P01" | "42883" | "42703" => StoreError::Unavailable,
-        // connection exception
-        _ if in_class(&["08"]) => StoreError::InDoubt,
-        // invalid authorization, no such database, insufficient resources, operator intervention, system error
-        _ if in_class(&["28", "3D", "53", "57", "58"]) => StoreError::Unavailable,
-        // data exception, integrity constraint violation
-        _ if in_class(&["22", "23"]) => StoreError::Refused,
-        _ => StoreError::Unexpected,
-    }
-}
-
-/// The error for a row that the schema or the domain should have refused. Someone wrote it by hand.
-fn inconsistent(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
-    store_error(undecodable(error))
-}
-
-/// The same, while the driver reads the row.
-fn undecodable(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(error))
-}
-
-fn no_answer() -> StoreError {
-    StoreError::InDoubt(Arc::new(anyhow::anyhow!("no answer in time")))
-}
-
-fn is_missing_table(error: &StoreError) -> bool {
-    has_code(error, "42P01")
-}
-
-/// Whether a terminal row had no archive, because the clock has passed the last one. The row was then routed to the open
-/// partition, whose CHECK refused it.
-fn lacks_archive(error: &StoreError) -> bool {
-    let constraint = refusal(error).and_then(DatabaseError::constraint);
-    constraint == Some("the open partition holds open deliveries")
-}
-
-/// Whether the database refused with this SQLSTATE.
-fn has_code(error: &StoreError, code: &str) -> bool {
-    refusal(error).and_then(DatabaseError::code).is_some_and(|found| found == code)
-}
-
-fn refusal(error: &StoreError) -> Option<&dyn DatabaseError> {
-    error.cause().downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error)
 }
 
 /// Microseconds for SQL, which adds them to its own clock.

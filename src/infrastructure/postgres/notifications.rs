@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::{Database, REQUEST_LIMIT, within};
+use super::within::within;
+use super::{Database, REQUEST_LIMIT};
 use crate::application::ports::StoreError;
 use crate::application::wakeup::Wakeup;
 

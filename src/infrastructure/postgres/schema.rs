@@ -1,41 +1,15 @@
-//! Checks and updates the schema.
-//!
-//! It works through a pooler that moves sessions, because nothing here is held by a session: the lock against other processes
-//! and all settings end with the transaction.
+//! Compares the schema of a database with the one that this program needs.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
-use tokio::time::{Instant, sleep, timeout};
-use tracing::info;
+use sqlx::migrate::Migrator;
+use sqlx::{PgConnection, Row as _};
 
+use super::access::Access;
 use super::trouble::{Place, Trouble, judge_server};
 
 /// The schema, in order.
 pub static MIGRATIONS: Migrator = sqlx::migrate!();
-
-/// The advisory lock that a process holds while it updates the schema, until the end of its transaction.
-const LOCK: i64 = 0x7765_6268_6f6f_6b73;
-/// The wait between tries to get the lock.
-const LOCK_AGAIN: Duration = Duration::from_secs(1);
-/// How often the log says that the process waits for the lock.
-const SAY_EVERY: Duration = Duration::from_secs(30);
-/// How long it may take to connect, or to read the version of the schema.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// A migration may take long, but must not block others while it waits for a table that someone uses.
-const BEGIN: &str = "begin; set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; \
-                     set local lock_timeout = '1s'";
-
-/// A direct connection to a database, made when it is needed.
-#[derive(Debug, Clone)]
-pub(super) struct Access {
-    options: PgConnectOptions,
-    place: Place,
-}
 
 /// How the schema compares with what this program needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,33 +44,6 @@ pub(super) fn newest() -> i64 {
 }
 
 impl Access {
-    /// `options` is the value of the setting with the name `setting`.
-    pub(super) fn new(options: PgConnectOptions, setting: &'static str) -> Self {
-        let place = Place::of(&options, setting);
-        Self { options, place }
-    }
-
-    /// Connects and closes the connection again, to find out whether that works.
-    pub(super) async fn try_to_connect(&self) -> Result<(), Trouble> {
-        self.run(|_| Box::pin(async { Ok(()) })).await
-    }
-
-    /// Explains an error from this connection.
-    pub(super) fn trouble(&self, error: &sqlx::Error) -> Trouble {
-        Trouble::of(error, &self.place)
-    }
-
-    /// Does something short on a new connection.
-    pub(super) async fn run<T>(
-        &self,
-        work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<T>>,
-    ) -> Result<T, Trouble> {
-        let mut connection = self.connect().await?;
-        let done = self.answer(work(&mut connection)).await;
-        let _ = connection.close().await;
-        done
-    }
-
     /// Reads the state of the server and of the schema. It changes nothing, so it works on a standby, too.
     pub(super) async fn look(&self) -> Result<Found, Trouble> {
         let place = self.place.clone();
@@ -114,70 +61,12 @@ impl Access {
     pub(super) async fn require_readable(&self) -> Result<(), Trouble> {
         self.look().await?.schema.require_new()
     }
-
-    /// Brings the schema up to date. Waits if another process is doing it.
-    pub(super) async fn migrate(&self) -> Result<(), Trouble> {
-        let found = self.look().await?;
-        if found.read_only {
-            return Err(Trouble::read_only(&self.place));
-        }
-        if found.schema == SchemaState::New {
-            return Ok(());
-        }
-        let mut said: Option<Instant> = None;
-        while !self.migrate_unless_locked().await? {
-            if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
-                said = Some(Instant::now());
-                info!("another process brings the database's schema up to date; waiting for it");
-            }
-            sleep(LOCK_AGAIN).await;
-        }
-        Ok(())
-    }
-
-    /// Returns whether the schema is up to date now. If not, another process is updating it.
-    async fn migrate_unless_locked(&self) -> Result<bool, Trouble> {
-        let mut connection = self.connect().await?;
-        let work = async {
-            let mut transaction = connection.begin_with(BEGIN).await?;
-            let locked: bool = sqlx::query_scalar("-- schema.lock\nselect pg_try_advisory_xact_lock($1)")
-                .bind(LOCK)
-                .fetch_one(&mut *transaction)
-                .await?;
-            if !locked {
-                transaction.rollback().await?;
-                return Ok(Ok(false));
-            }
-            // another process may have done it in the meantime
-            match look_by(&mut transaction, self.place.clone()).await? {
-                Err(trouble) => return Ok(Err(trouble)),
-                Ok(Found { schema: SchemaState::New, .. }) => {}
-                Ok(Found { schema: SchemaState::Old(found), .. }) => {
-                    info!(from = found, to = newest(), "bringing the database's schema up to date");
-                    migrator().run_direct(None, &mut *transaction, false).await.map_err(driver_error)?;
-                }
-            }
-            transaction.commit().await?;
-            Ok::<_, sqlx::Error>(Ok(true))
-        };
-        let done = work.await.map_err(|error| Trouble::of(&error, &self.place))?;
-        let _ = connection.close().await;
-        done
-    }
-
-    async fn connect(&self) -> Result<PgConnection, Trouble> {
-        self.answer(self.options.connect()).await
-    }
-
-    async fn answer<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, Trouble> {
-        match timeout(ANSWER_LIMIT, work).await {
-            Ok(result) => result.map_err(|error| Trouble::of(&error, &self.place)),
-            Err(_) => Err(Trouble::silence(&self.place)),
-        }
-    }
 }
 
-async fn look_by(connection: &mut PgConnection, place: Place) -> sqlx::Result<Result<Found, Trouble>> {
+pub(super) async fn look_by(
+    connection: &mut PgConnection,
+    place: Place,
+) -> sqlx::Result<Result<Found, Trouble>> {
     let server = sqlx::query(
         "-- schema.server
         select current_setting('server_version_num')::int, current_setting('server_encoding'),
@@ -215,20 +104,6 @@ fn judge_schema(applied: &HashMap<i64, Vec<u8>>) -> Result<SchemaState, Trouble>
         }
     }
     Ok(state)
-}
-
-/// The driver's migrator without its lock, which belongs to a session: a pooler gives that session to others.
-fn migrator() -> Migrator {
-    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
-    migrator.set_locking(false).set_ignore_missing(true);
-    migrator
-}
-
-fn driver_error(error: MigrateError) -> sqlx::Error {
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
-        other => sqlx::Error::Migrate(Box::new(other)),
-    }
 }
 
 #[cfg(test)]

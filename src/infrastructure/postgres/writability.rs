@@ -10,9 +10,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::Guarded;
+use super::access::Access;
 use super::pool::Pool;
-use super::schema::Access;
+use super::within::Guarded;
 
 /// How old the last result may be.
 const HOLDS: Duration = Duration::from_secs(5);

@@ -2,6 +2,7 @@
 
 pub mod postgres;
 pub mod process;
+pub mod raw_receiver;
 pub mod receiver;
 pub mod service;
 

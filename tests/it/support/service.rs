@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use webhook_processor::infrastructure::metrics::record_metrics;
 use webhook_processor::infrastructure::ready_database::{Patience, ReadyDatabase};
 use webhook_processor::infrastructure::service::{Role, run_on};
 use webhook_processor::infrastructure::settings::Settings;
-use webhook_processor::infrastructure::telemetry;
 
 use super::look_for;
 use super::postgres::TestDatabase;
@@ -166,5 +166,5 @@ pub fn settings_for(database: &TestDatabase, more: &[(&str, &str)]) -> Settings 
 /// The recorder is one for the whole process.
 pub fn metrics() -> PrometheusHandle {
     static HANDLE: OnceLock<Arc<PrometheusHandle>> = OnceLock::new();
-    HANDLE.get_or_init(|| Arc::new(telemetry::record_metrics().unwrap())).as_ref().clone()
+    HANDLE.get_or_init(|| Arc::new(record_metrics().unwrap())).as_ref().clone()
 }

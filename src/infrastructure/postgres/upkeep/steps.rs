@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::{Database, SCAN_LIMIT, within};
+use super::super::Database;
+use super::super::within::{SCAN_LIMIT, within};
 use crate::application::ports::StoreError;
 
 /// How many days of archives are made ahead.

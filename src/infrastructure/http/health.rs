@@ -1,111 +1,16 @@
-//! Health and metrics, for operators and their tools.
+//! `/health`: how a process is.
 
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use metrics::Gauge;
 use serde::Serialize;
-use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
-use super::Operations;
-use crate::application::ports::{Backlog, DeliveryRecords, HeldCircuit, StoreError};
-use crate::domain::statistics::Held;
-
-const TAG: &str = "operations";
-/// How old the backlog may be that metrics tell of, at least.
-const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
-/// Reading it costs more the larger it is; it is read so seldom that this many times the cost lies in between.
-const BACKLOG_REST: u32 = 20;
-/// How long an answer about health waits for the backlog.
-const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
-/// How many circuits metrics tell of, of those that are not closed.
-const CIRCUITS_MAX: usize = 1_000;
-
-/// How much is waiting, read at most every few seconds.
-pub struct BacklogSample {
-    records: Arc<dyn DeliveryRecords>,
-    last: std::sync::Mutex<Option<Sample>>,
-    /// Held by whoever reads.
-    reading: Mutex<()>,
-}
-
-#[derive(Clone, Copy)]
-struct Sample {
-    backlog: Backlog,
-    good_until: Instant,
-}
-
-impl BacklogSample {
-    /// Nothing is read yet.
-    pub fn new(records: Arc<dyn DeliveryRecords>) -> Self {
-        Self { records, last: std::sync::Mutex::default(), reading: Mutex::default() }
-    }
-
-    fn last(&self) -> Option<Sample> {
-        // a sample is replaced whole, whatever panics
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn fresh(&self) -> Option<Backlog> {
-        self.last().filter(|sample| Instant::now() < sample.good_until).map(|sample| sample.backlog)
-    }
-
-    async fn recent(&self) -> Result<Backlog, StoreError> {
-        if let Some(backlog) = self.fresh() {
-            return Ok(backlog);
-        }
-        let _reading = self.reading.lock().await;
-        if let Some(backlog) = self.fresh() {
-            return Ok(backlog);
-        }
-        let begun = Instant::now();
-        let backlog = self.records.backlog().await?;
-        let rest = BACKLOG_AGE_MAX.max(begun.elapsed() * BACKLOG_REST);
-        let sample = Sample { backlog, good_until: Instant::now() + rest };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(sample);
-        Ok(backlog)
-    }
-
-    /// As recent as can be had soon, for callers who cannot wait; the reading goes on without them. `None`: nothing could be
-    /// read yet.
-    async fn recent_soon(self: &Arc<Self>) -> Option<Backlog> {
-        let sample = self.clone();
-        let reading = tokio::spawn(async move { sample.recent().await });
-        match tokio::time::timeout(HEALTH_PATIENCE, reading).await {
-            Ok(Ok(Ok(backlog))) => Some(backlog),
-            Ok(Ok(Err(_)) | Err(_)) | Err(_) => self.last().map(|sample| sample.backlog),
-        }
-    }
-}
-
-/// Gauges of the circuits that are not closed.
-#[derive(Default)]
-pub struct CircuitGauges {
-    shown: std::sync::Mutex<Vec<Gauge>>,
-}
-
-impl CircuitGauges {
-    /// Shows these, and no longer those that were shown before.
-    fn show(&self, circuits: &[HeldCircuit]) {
-        // a panic elsewhere leaves plain gauges behind
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for gauge in shown.drain(..) {
-            gauge.set(0.0);
-        }
-        for HeldCircuit { config_id, circuit } in circuits {
-            let reason = if circuit.probe_at.is_some() { "failures" } else { "by_hand" };
-            let gauge = metrics::gauge!("webhook_circuit_held",
-                "config_id" => config_id.to_string(), "state" => circuit.state.as_str(), "reason" => reason);
-            gauge.set(1.0);
-            shown.push(gauge);
-        }
-    }
-}
+use super::operators::{Operations, TAG};
+use crate::domain::held::Held;
 
 /// How a process is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -237,25 +142,6 @@ async fn oldest_ready(operations: &Operations) -> CheckView {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
-fn show_backlog(backlog: &Backlog) {
-    let held = backlog.held;
-    for (state, depth) in [
-        ("ready", backlog.ready),
-        ("held", held.total()),
-        ("scheduled", backlog.scheduled),
-        ("processing", backlog.processing),
-    ] {
-        metrics::gauge!("webhook_queue_depth", "state" => state).set(depth as f64);
-    }
-    for (reason, count) in
-        [("paused", held.paused), ("circuit_open", held.circuit_open), ("limited", held.limited)]
-    {
-        metrics::gauge!("webhook_held_deliveries", "reason" => reason).set(count as f64);
-    }
-    metrics::gauge!("webhook_oldest_held_age_seconds").set(held.oldest_age.unwrap_or_default().as_secs_f64());
-}
-
 /// What is held is no failure of this service: operators and receivers have their reasons. But it is not idle, either.
 async fn held_deliveries(operations: &Operations) -> CheckView {
     const NAME: &str = "held_deliveries";
@@ -292,28 +178,4 @@ fn rough(age: Duration) -> String {
         seconds @ 7_200..=172_799 => format!("{} h", seconds / 3_600),
         seconds => format!("{} d", seconds / 86_400),
     }
-}
-
-/// Metrics in Prometheus text format.
-#[utoipa::path(get, path = "/metrics", tag = TAG, responses(
-    (status = 200, description = "All metrics", body = String, content_type = "text/plain"),
-))]
-pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse {
-    for (pool, open, idle) in operations.database.pool_use() {
-        let in_use = f64::from(open.saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX)));
-        metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "in_use").set(in_use);
-        metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "idle")
-            .set(f64::from(open) - in_use);
-    }
-    // without the database the rest is still worth telling
-    if let Ok(backlog) = operations.backlog.recent().await {
-        show_backlog(&backlog);
-    }
-    if let Ok(circuits) = operations.circuits.held(CIRCUITS_MAX).await {
-        operations.circuit_gauges.show(&circuits);
-    }
-    if let Ok(age) = operations.records.oldest_ready_age().await {
-        metrics::gauge!("webhook_oldest_ready_age_seconds").set(age.unwrap_or_default().as_secs_f64());
-    }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], operations.metrics.render())
 }
