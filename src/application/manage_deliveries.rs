@@ -8,9 +8,10 @@ use uuid::Uuid;
 use super::directory::EndpointDirectory;
 use super::enqueue::{Enqueue, EnqueueError};
 use super::ports::{
-    DeliveryFilter, DeliveryQueue, DeliveryRecords, Statistics, StatisticsScope, StoreError, Stored,
+    Change, DeliveryFilter, DeliveryQueue, DeliveryRecords, Statistics, StatisticsScope, StoreError, Stored,
 };
 use super::wakeup::Wakeup;
+use crate::domain::access::{Action, Operator};
 use crate::domain::delivery::{Delivery, DeliveryStatus, NewDelivery, QueueId};
 use crate::domain::replay::ReplayTarget;
 
@@ -81,8 +82,9 @@ impl ManageDeliveries {
     }
 
     /// Makes the next attempt of a waiting delivery due now.
-    pub async fn retry_now(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
-        let made_ready = self.records.make_ready(queue_id).await?;
+    pub async fn retry_now(&self, queue_id: QueueId, by: &Operator) -> Result<Delivery, DeliveryError> {
+        let change = Change::new(by, Action::RetryDelivery);
+        let made_ready = self.records.make_ready(queue_id, &change).await?;
         let delivery = self.show(queue_id).await?;
         if made_ready {
             self.wakeup.announce();
@@ -96,8 +98,9 @@ impl ManageDeliveries {
     }
 
     /// Ends a delivery that is not being attempted.
-    pub async fn cancel(&self, queue_id: QueueId) -> Result<Delivery, DeliveryError> {
-        let cancelled = self.records.cancel(queue_id, CANCELLED_BY_REQUEST).await?;
+    pub async fn cancel(&self, queue_id: QueueId, by: &Operator) -> Result<Delivery, DeliveryError> {
+        let change = Change::new(by, Action::CancelDelivery);
+        let cancelled = self.records.cancel(queue_id, CANCELLED_BY_REQUEST, &change).await?;
         let delivery = self.show(queue_id).await?;
         if cancelled {
             return Ok(delivery);
@@ -125,7 +128,12 @@ impl ManageDeliveries {
     /// Sends a delivery again, as a new delivery, under the endpoint's present limits. A waiting delivery can only be replayed
     /// to another URL; it is cancelled in the same transaction. A delivery is replayed at most once. To send it a third time,
     /// replay the replay.
-    pub async fn replay(&self, queue_id: QueueId, target: ReplayTarget) -> Result<Replay, DeliveryError> {
+    pub async fn replay(
+        &self,
+        queue_id: QueueId,
+        target: ReplayTarget,
+        by: &Arc<Operator>,
+    ) -> Result<Replay, DeliveryError> {
         let old = self.show(queue_id).await?;
         let status = old.state.status();
         let waits = match (status, target) {
@@ -143,7 +151,7 @@ impl ManageDeliveries {
                 return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
             };
             let new_id = QueueId::new(Uuid::now_v7());
-            let replay = NewDelivery::replay(new_id, &old, &endpoint, target)
+            let replay = NewDelivery::replay(new_id, &old, &endpoint, target, by.clone())
                 .map_err(|cannot| DeliveryError::Conflict(cannot.to_string()))?;
             let stored = if waits {
                 if replay.webhook_url == old.webhook_url {

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tracing::info;
 
 use super::directory::EndpointDirectory;
-use super::ports::{CircuitStore, EndpointStore, StoreError};
+use super::ports::{Change, CircuitStore, EndpointStore, StoreError};
 use super::wakeup::Wakeup;
+use crate::domain::access::{Action, Operator};
 use crate::domain::address::AddressPolicy;
 use crate::domain::circuit::CircuitState;
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl};
@@ -62,7 +63,7 @@ impl ManageEndpoints {
         self.timeout_max
     }
 
-    pub async fn register(&self, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
+    pub async fn register(&self, parts: EndpointParts, by: &Operator) -> Result<Endpoint, EndpointError> {
         if parts.circuit.state.is_some() {
             return Err(Invalid::field(
                 "circuit.state",
@@ -74,7 +75,8 @@ impl ManageEndpoints {
         let settings = EndpointSettings::parse(parts)?;
         self.check_timeout(timeout_ms)?;
         self.check_addresses(&settings.urls().collect::<Vec<_>>())?;
-        Ok(self.store.register(&settings).await?)
+        let change = Change::new(by, Action::RegisterConfig).to(settings.for_the_record());
+        Ok(self.store.register(&settings, &change).await?)
     }
 
     /// One endpoint that is not deleted.
@@ -97,15 +99,39 @@ impl ManageEndpoints {
         Ok(self.store.list(after, limit).await?)
     }
 
+    /// The same, of those in `ids`, which are in order.
+    pub async fn list_of(
+        &self,
+        ids: &[EndpointId],
+        after: Option<EndpointId>,
+        limit: usize,
+    ) -> Result<Vec<Endpoint>, EndpointError> {
+        let ids: Vec<EndpointId> = ids.iter().copied().filter(|id| Some(*id) > after).collect();
+        let mut endpoints = self.store.find_all(&ids).await?;
+        endpoints.retain(|endpoint| endpoint.deleted_at.is_none());
+        endpoints.sort_unstable_by_key(|endpoint| endpoint.id);
+        endpoints.truncate(limit);
+        Ok(endpoints)
+    }
+
     /// Changes the settings that `parts` names. Deliveries that were accepted before keep their URL.
-    pub async fn change(&self, id: EndpointId, parts: EndpointParts) -> Result<Endpoint, EndpointError> {
+    pub async fn change(
+        &self,
+        id: EndpointId,
+        parts: EndpointParts,
+        by: &Operator,
+    ) -> Result<Endpoint, EndpointError> {
         let command = parts.circuit_command()?;
         for _ in 0..RACES_MAX {
             let current = self.show(id).await?;
             let settings = current.settings.changed(parts.clone())?;
             self.check_timeout(parts.timeout_ms)?;
             self.check_addresses(&settings.urls_that_differ(&current.settings))?;
-            if let Some(changed) = self.store.change(id, current.updated_at, &settings, command).await? {
+            let change = Change::new(by, Action::ChangeConfig)
+                .from(current.settings.for_the_record())
+                .to(settings.for_the_record());
+            let changed = self.store.change(id, current.updated_at, &settings, command, &change).await?;
+            if let Some(changed) = changed {
                 self.directory.current(id).await?;
                 if let Some(command) = command {
                     info!(config_id = id.get(), state = %changed.circuit.state, ?command, "circuit changed by hand");
@@ -119,16 +145,18 @@ impl ManageEndpoints {
     }
 
     /// Deletes an endpoint. Some process cancels its open deliveries soon after.
-    pub async fn delete(&self, id: EndpointId) -> Result<(), EndpointError> {
-        let deleted = self.store.delete(id).await?;
+    pub async fn delete(&self, id: EndpointId, by: &Operator) -> Result<(), EndpointError> {
+        let current = self.show(id).await?;
+        let change = Change::new(by, Action::DeleteConfig).from(current.settings.for_the_record());
+        let deleted = self.store.delete(id, &change).await?;
         self.directory.current(id).await?;
         if deleted { Ok(()) } else { Err(EndpointError::Unknown(id)) }
     }
 
     /// Makes the probe of a circuit due now. The circuit must be open because of failures; the probe is the next waiting
     /// delivery.
-    pub async fn probe(&self, id: EndpointId) -> Result<Endpoint, EndpointError> {
-        let probed = self.circuits.probe_now(id).await?;
+    pub async fn probe(&self, id: EndpointId, by: &Operator) -> Result<Endpoint, EndpointError> {
+        let probed = self.circuits.probe_now(id, &Change::new(by, Action::ProbeConfig)).await?;
         let endpoint = self.show(id).await?;
         if probed {
             // any process may claim the delivery

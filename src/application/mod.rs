@@ -2,6 +2,7 @@
 //!
 //! This layer uses only the channels, clocks and tasks of tokio. Databases and networks are behind [`ports`].
 
+pub mod access;
 pub mod backoff;
 pub mod batching;
 pub mod circuits;

@@ -104,8 +104,6 @@ pub struct Incoming<'a> {
     /// A lease that a worker wants to hold from the beginning. It is granted if the delivery is due, and its endpoint is
     /// enabled, has no limits, and has a closed circuit.
     pub lease: Option<WantedLease<'a>>,
-    /// The operator whose change it is; `None` for an event. Recorded if the delivery is new.
-    pub replayed_by: Option<&'a Operator>,
 }
 
 /// A lease on a delivery that is about to be stored.
@@ -226,12 +224,7 @@ pub trait DeliveryQueue: Send + Sync {
 
     /// Cancels the waiting delivery `delivery.replay_of` and stores `delivery` in its place, in one transaction. Returns
     /// `None` and does nothing if that delivery no longer waits.
-    async fn reroute(
-        &self,
-        delivery: &NewDelivery,
-        reason: &str,
-        by: &Operator,
-    ) -> Result<Option<Stored>, StoreError>;
+    async fn reroute(&self, delivery: &NewDelivery, reason: &str) -> Result<Option<Stored>, StoreError>;
 
     /// Makes at most `limit` due deliveries ready.
     async fn promote(&self, limit: usize) -> Result<Promotion, StoreError>;
@@ -442,7 +435,7 @@ pub trait CircuitStore: Send + Sync {
     async fn probe_another(&self, id: EndpointId) -> Result<(), StoreError>;
 
     /// Makes the probe of an open circuit due now. Returns whether the circuit was open because of failures.
-    async fn probe_now(&self, id: EndpointId) -> Result<bool, StoreError>;
+    async fn probe_now(&self, id: EndpointId, change: &Change<'_>) -> Result<bool, StoreError>;
 
     /// Closes a half-open circuit after a probe that succeeded. Returns whether it was half open.
     async fn close(&self, id: EndpointId) -> Result<bool, StoreError>;

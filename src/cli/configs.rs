@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::output::{fields_table, plain, print_json, say, table};
 use crate::contract::configs::ConfigView;
+use crate::domain::access::Operator;
 use crate::domain::circuit::CircuitParts;
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::EndpointParts;
@@ -202,7 +203,12 @@ pub async fn config_named(text: &str, application: &Application) -> anyhow::Resu
     }
 }
 
-pub async fn run(command: ConfigsCommand, application: &Application, json: bool) -> anyhow::Result<()> {
+pub async fn run(
+    command: ConfigsCommand,
+    application: &Application,
+    by: &Operator,
+    json: bool,
+) -> anyhow::Result<()> {
     let endpoints = &application.api.endpoints;
     let id = async |config: String| config_named(&config, application).await;
     let enabled = |enabled| EndpointParts { enabled: Some(enabled), ..EndpointParts::default() };
@@ -214,25 +220,25 @@ pub async fn run(command: ConfigsCommand, application: &Application, json: bool)
         ConfigsCommand::List => return list(application, json).await,
         ConfigsCommand::Delete { config } => {
             let id = id(config).await?;
-            endpoints.delete(id).await?;
+            endpoints.delete(id, by).await?;
             if json {
                 return print_json(&serde_json::json!({"deleted": id.get()}));
             }
             return say(format!("config {id} is deleted"));
         }
-        ConfigsCommand::Register(args) => endpoints.register(args.into_parts()?).await?,
+        ConfigsCommand::Register(args) => endpoints.register(args.into_parts()?, by).await?,
         ConfigsCommand::Show { config } => endpoints.show(id(config).await?).await?,
         ConfigsCommand::Change { config, change } => {
-            endpoints.change(id(config).await?, change.into_parts()?).await?
+            endpoints.change(id(config).await?, change.into_parts()?, by).await?
         }
-        ConfigsCommand::Enable { config } => endpoints.change(id(config).await?, enabled(true)).await?,
-        ConfigsCommand::Disable { config } => endpoints.change(id(config).await?, enabled(false)).await?,
+        ConfigsCommand::Enable { config } => endpoints.change(id(config).await?, enabled(true), by).await?,
+        ConfigsCommand::Disable { config } => endpoints.change(id(config).await?, enabled(false), by).await?,
         ConfigsCommand::OpenCircuit { config } => {
-            endpoints.change(id(config).await?, circuit("open")).await?
+            endpoints.change(id(config).await?, circuit("open"), by).await?
         }
-        ConfigsCommand::Probe { config } => endpoints.probe(id(config).await?).await?,
+        ConfigsCommand::Probe { config } => endpoints.probe(id(config).await?, by).await?,
         ConfigsCommand::CloseCircuit { config } => {
-            endpoints.change(id(config).await?, circuit("closed")).await?
+            endpoints.change(id(config).await?, circuit("closed"), by).await?
         }
     };
     let view = ConfigView::new(endpoint, endpoints.timeout_max());

@@ -18,6 +18,7 @@ use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::contract::deliveries::DeliveryView;
 use crate::contract::events::{EventBody, ReceiptView};
 use crate::contract::statistics::{StatisticsView, parse_window};
+use crate::domain::access::Operator;
 use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::event::{Event, EventParts, parse_time};
 use crate::domain::replay::ReplayTarget;
@@ -299,7 +300,12 @@ struct Replayed {
     replayed_before: bool,
 }
 
-pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> anyhow::Result<()> {
+pub async fn replay(
+    args: ReplayArgs,
+    application: &Application,
+    by: &Arc<Operator>,
+    json: bool,
+) -> anyhow::Result<()> {
     let deliveries = &application.api.deliveries;
     let limit = args.which.limit.unwrap_or(usize::MAX);
     let status = if args.waiting { DeliveryStatus::Pending } else { DeliveryStatus::Failed };
@@ -339,7 +345,7 @@ pub async fn replay(args: ReplayArgs, application: &Application, json: bool) -> 
             if let Some(first) = before.get(&id) {
                 return (id, Ok((*first, true)));
             }
-            let replayed = deliveries.replay(id, target).await;
+            let replayed = deliveries.replay(id, target, by).await;
             (id, replayed.map(|replay| (replay.delivery().queue_id, matches!(replay, Replay::Before(_)))))
         })
         .buffered(REPLAYS_AT_ONCE);

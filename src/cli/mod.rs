@@ -5,17 +5,22 @@
 mod configs;
 mod deliveries;
 mod health;
+mod keys;
 pub mod output;
 mod receiver;
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::access::{Operator, REASON_CHARS_MAX, Way};
+use crate::domain::invalid::bounded_text;
 use crate::infrastructure::logs::log_to_stderr;
 use crate::infrastructure::metrics::record_metrics;
+use crate::infrastructure::process::user_name;
 use crate::infrastructure::ready_database::{Purpose, ReadyDatabase};
 use crate::infrastructure::service::{self, Application, Role};
 use crate::infrastructure::settings::{SETTINGS, Settings};
@@ -32,6 +37,9 @@ pub struct Cli {
     /// Print JSON instead of tables, for other programs.
     #[arg(long, global = true)]
     json: bool,
+    /// Why: recorded with what a command changes, in webhook_operator_actions.
+    #[arg(long, global = true, value_name = "TEXT")]
+    reason: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -57,6 +65,9 @@ enum Command {
     /// Manage configs: where deliveries go, and how.
     #[command(subcommand)]
     Configs(configs::ConfigsCommand),
+    /// Manage API keys: who may use the API, and what for.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Run a local test receiver that counts and prints what arrives.
     Receiver(receiver::ReceiverArgs),
     /// Ask a running process for /health/live; exits 0 if it answers.
@@ -94,12 +105,15 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let json = cli.json;
     match cli.command {
         Command::Receiver(args) => receiver::run(args, json).await,
-        command => with_settings(command, json).await,
+        command => with_settings(command, cli.reason, json).await,
     }
 }
 
-async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
+async fn with_settings(command: Command, reason: Option<String>, json: bool) -> anyhow::Result<()> {
     let settings = Settings::load()?;
+    if let Some(reason) = &reason {
+        bounded_text("--reason", reason, REASON_CHARS_MAX)?;
+    }
     // a command for people says on standard output what it did; its log shows only warnings and errors
     let is_service = matches!(command, Command::Serve | Command::Api | Command::Worker);
     let level = if is_service || std::env::var_os("LOG_LEVEL").is_some() {
@@ -114,7 +128,7 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Api => Role::Api,
         Command::Worker => Role::Worker,
         Command::Health => return health::run(&settings).await,
-        command => return with_database(command, &settings, json, stop).await,
+        command => return with_database(command, reason, &settings, json, stop).await,
     };
     service::run(&settings, role, record_metrics()?, stop).await
 }
@@ -122,6 +136,7 @@ async fn with_settings(command: Command, json: bool) -> anyhow::Result<()> {
 /// Runs a command that works on the database directly. It stops on a signal.
 async fn with_database(
     command: Command,
+    reason: Option<String>,
     settings: &Settings,
     json: bool,
     stop: CancellationToken,
@@ -131,6 +146,7 @@ async fn with_database(
         () = stop.cancelled() => bail!("stopped"),
     };
     let application = Application::new(&ready.database, settings);
+    let by = Arc::new(Operator { name: user_name(), way: Way::CommandLine, reason });
     let work = async {
         match command {
             Command::Migrate if json => output::print_json(&serde_json::json!({"migrated": true})),
@@ -138,8 +154,9 @@ async fn with_database(
             Command::Enqueue(args) => deliveries::enqueue(args, &application, &ready.database, json).await,
             Command::Stats(args) => deliveries::stats(&args, &application, json).await,
             Command::Show(args) => deliveries::show(&args, &application, json).await,
-            Command::Replay(args) => deliveries::replay(args, &application, json).await,
-            Command::Configs(command) => configs::run(command, &application, json).await,
+            Command::Replay(args) => deliveries::replay(args, &application, &by, json).await,
+            Command::Configs(command) => configs::run(command, &application, &by, json).await,
+            Command::Keys(command) => keys::run(command, &application, &by, json).await,
             Command::Serve | Command::Api | Command::Worker | Command::Receiver(_) | Command::Health => {
                 unreachable!("dispatched before")
             }
@@ -160,7 +177,9 @@ fn purpose(command: &Command, settings: &Settings) -> Purpose {
     match command {
         Command::Migrate => Purpose::Migrate,
         Command::Configs(ConfigsCommand::Register(_)) if settings.database.is_none() => Purpose::Migrate,
+        Command::Keys(keys::KeysCommand::Create { .. }) if settings.database.is_none() => Purpose::Migrate,
         Command::Stats(_)
+        | Command::Keys(keys::KeysCommand::List)
         | Command::Show(_)
         | Command::Configs(ConfigsCommand::List | ConfigsCommand::Show { .. }) => Purpose::Read,
         Command::Replay(replay) if replay.only_counts() => Purpose::Read,

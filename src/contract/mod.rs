@@ -5,6 +5,7 @@ pub mod configs;
 pub mod deliveries;
 pub mod events;
 pub mod json;
+pub mod keys;
 pub(crate) mod schemas;
 pub mod statistics;
 

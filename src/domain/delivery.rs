@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use super::access::Operator;
 use super::attempt::{Attempt, AttemptOutcome};
 use super::endpoint::{Endpoint, EndpointId};
 use super::event::{Event, EventType};
@@ -160,6 +162,8 @@ pub struct NewDelivery {
     pub traceparent: Option<String>,
     /// The delivery that it repeats, if it is a replay.
     pub replay_of: Option<QueueId>,
+    /// Who asked for the replay.
+    pub replayed_by: Option<Arc<Operator>>,
     /// Whether it may be attempted as soon as it is stored, according to this revision of the endpoint.
     pub due_at_once: bool,
 }
@@ -184,6 +188,7 @@ impl NewDelivery {
             correlation_id: event.correlation_id().map(str::to_owned),
             traceparent: event.traceparent().map(str::to_owned),
             replay_of: None,
+            replayed_by: None,
             due_at_once: event.scheduled_at().is_none() && endpoint.is_unhindered(),
         })
     }

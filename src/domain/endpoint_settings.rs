@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::circuit::{CircuitCommand, CircuitParts, CircuitPolicy};
@@ -126,6 +127,15 @@ impl EndpointParts {
 }
 
 impl EndpointSettings {
+    /// As they are recorded when an operator changes them: with the names of the headers, whose values may be secret.
+    pub fn for_the_record(&self) -> Value {
+        let mut settings = serde_json::to_value(self).expect("it is plain data");
+        let headers = self.headers.iter().map(|(name, _)| (name.to_owned(), "(not shown)".into()));
+        settings["headers"] = Value::Object(headers.collect());
+        settings["circuit"] = serde_json::to_value(&self.circuit).expect("it is plain data");
+        settings
+    }
+
     /// Its URLs, with the names of their fields.
     pub fn urls(&self) -> impl Iterator<Item = (&'static str, &EndpointUrl)> {
         let urls = [("postback_url", &self.postback_url), ("chargeback_url", &self.chargeback_url)];

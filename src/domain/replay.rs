@@ -1,5 +1,8 @@
 //! Replays: deliveries that repeat another one.
 
+use std::sync::Arc;
+
+use super::access::Operator;
 use super::delivery::{Delivery, NewDelivery, QueueId};
 use super::endpoint::Endpoint;
 use super::event::EventType;
@@ -28,12 +31,14 @@ pub enum CannotReplay {
 }
 
 impl NewDelivery {
-    /// The delivery that repeats `old`, under the present limits of `endpoint`. Its key is the id of `old`.
+    /// The delivery that repeats `old` because `operator` asks for it, under the present limits of `endpoint`. Its key is the id
+    /// of `old`.
     pub fn replay(
         queue_id: QueueId,
         old: &Delivery,
         endpoint: &Endpoint,
         target: ReplayTarget,
+        operator: Arc<Operator>,
     ) -> Result<Self, CannotReplay> {
         let event_type: EventType =
             old.event_type.parse().map_err(|_| CannotReplay::Unreadable("event type"))?;
@@ -61,6 +66,7 @@ impl NewDelivery {
             correlation_id: old.correlation_id.clone(),
             traceparent: old.traceparent.clone(),
             replay_of: Some(old.queue_id),
+            replayed_by: Some(operator),
             due_at_once: endpoint.is_unhindered(),
         })
     }

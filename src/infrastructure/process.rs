@@ -14,12 +14,22 @@ pub fn raise_open_files_limit() {
     }
 }
 
+/// The user and the host that a command is recorded under.
+pub fn user_name() -> String {
+    let named = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()));
+    let user = named.unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()));
+    format!("{user}@{}", host_name())
+}
+
+fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => "unknown-host".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
 /// The host and the process id that the names of this process's workers begin with.
 pub fn worker_names() -> WorkerNames {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = match host.trim() {
-        "" => "unknown-host",
-        name => name,
-    };
-    WorkerNames { host: host.to_owned(), pid: std::process::id() }
+    WorkerNames { host: host_name(), pid: std::process::id() }
 }

@@ -9,16 +9,17 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::http::{self, Api, Begun, Operations};
+use super::http::{self, Api, Asks, Begun, Door, Openness, Operations};
 use super::metrics::keep_metrics_small;
 use super::postgres::{Database, announce_ready, listen_for_ready, upkeep};
 use super::process::{raise_open_files_limit, worker_names};
 use super::ready_database::{Patience, ReadyDatabase};
 use super::sender::{HttpSender, SenderSettings};
-use super::settings::Settings;
+use super::settings::{Auth, Settings};
+use crate::application::access::Access;
 use crate::application::circuits::Circuits;
 use crate::application::deliver::{AttemptLimits, Deliver};
 use crate::application::directory::EndpointDirectory;
@@ -141,6 +142,7 @@ impl Parts {
                 enqueue,
                 wakeup.clone(),
             )),
+            access: Arc::new(Access::new(store.clone())),
             endpoints: Arc::new(ManageEndpoints::new(
                 store.clone(),
                 store,
@@ -187,13 +189,30 @@ pub async fn run_on(
     };
     let address = listener.local_addr()?;
     let begun = Begun::default();
-    if ready.is_prepared {
+    let asks = match settings.auth {
+        Some(Auth::None) => Asks::NothingOfAnyone,
+        None if address.ip().is_loopback() => Asks::Nothing,
+        None | Some(Auth::Keys) => Asks::ForKeys,
+    };
+    let begin = async || {
+        if role != Role::Worker && asks == Asks::ForKeys {
+            require_key(&application.api.access).await?;
+        }
         begun.note();
+        anyhow::Ok(())
+    };
+    if ready.is_prepared {
+        begin().await?;
     }
     let operations = Operations::new(database.clone(), metrics.clone(), settings.ready_age_max);
     let router = http::router(
         operations.after(begun.clone()).watching(application.duties.clone()),
         (role != Role::Worker).then(|| application.api.clone()),
+        Openness {
+            door: Door::new(application.api.access.clone(), asks),
+            guards_metrics: settings.metrics_auth == Auth::Keys,
+            shows_docs: settings.docs,
+        },
     );
 
     let mut tasks = JoinSet::new();
@@ -201,8 +220,8 @@ pub async fn run_on(
     info!(%address, role = format!("{role:?}").to_lowercase(), "listening");
     if !ready.is_prepared {
         ready.migrate(&stop, Patience::Endless).await?;
+        begin().await?;
     }
-    begun.note();
     let duties = application.duties;
     tasks.spawn(upkeep::run(database.clone(), settings.archive_retention, duties, stop.clone()));
     let listener = Uuid::new_v4();
@@ -217,7 +236,7 @@ pub async fn run_on(
         tasks.spawn(workers.run(stop.clone()));
     }
     info!("the service is ready");
-    if role != Role::Worker {
+    if role != Role::Worker && settings.docs {
         info!("documentation: http://{address}/docs");
     }
 
@@ -232,4 +251,20 @@ pub async fn run_on(
     }
     info!("stopped");
     Ok(())
+}
+
+/// Refuses to serve an API that nobody could use.
+async fn require_key(access: &Access) -> anyhow::Result<()> {
+    match access.has_key().await {
+        Ok(true) => Ok(()),
+        Ok(false) => bail!(
+            "LISTEN_ADDR: calls need an API key here, and there is none: make one with `webhook-processor keys create --name \
+             admin --scope manage`, or set AUTH=none"
+        ),
+        // the next look may work, and nobody is let in until then
+        Err(error) => {
+            warn!(error = error.report(), "the API keys cannot be read");
+            Ok(())
+        }
+    }
 }

@@ -29,7 +29,7 @@ pub struct Setting {
 }
 
 /// All settings, in the order of `.env.example`.
-pub const SETTINGS: [Setting; 16] = [
+pub const SETTINGS: [Setting; 19] = [
     setting(
         "DATABASE_URL",
         "",
@@ -47,6 +47,13 @@ pub const SETTINGS: [Setting; 16] = [
     ),
     setting("DATA_DIR", ".data", "where the private PostgreSQL keeps its files"),
     setting("LISTEN_ADDR", "127.0.0.1:8080", "API address"),
+    setting(
+        "AUTH",
+        "",
+        "keys: API calls need a key; none: they need none; unset: on loopback none, else keys",
+    ),
+    setting("METRICS_AUTH", "keys", "keys: /metrics needs a key with scope read if the API needs keys; none: it never does"),
+    setting("DOCS", "on", "on or off: whether /docs and /openapi.json are answered"),
     setting("WORKER_COUNT", "10", "workers per process"),
     setting("WORKER_BATCH_SIZE", "50", "leases that each worker may hold: its attempts at one time"),
     setting("WORKER_POLL_INTERVAL", "5s", "how often a worker looks without being woken"),
@@ -113,6 +120,12 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The address of the API, of health and of metrics.
     pub listen_addr: SocketAddr,
+    /// Whether API calls need a key; `None`: unless the address is one of loopback.
+    pub auth: Option<Auth>,
+    /// Whether metrics need a key if API calls do.
+    pub metrics_auth: Auth,
+    /// Whether the documentation is answered.
+    pub docs: bool,
     pub workers: WorkerSettings,
     /// Upper bound of one attempt, from connect to the end of the body.
     pub http_timeout: Duration,
@@ -127,6 +140,27 @@ pub struct Settings {
     /// A level, or filter directives.
     pub log_level: String,
     pub log_format: LogFormat,
+}
+
+/// Whether calls need a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// They do.
+    Keys,
+    /// They do not.
+    None,
+}
+
+impl FromStr for Auth {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "keys" => Ok(Self::Keys),
+            "none" => Ok(Self::None),
+            _ => Err(()),
+        }
+    }
 }
 
 impl Settings {
@@ -271,6 +305,13 @@ impl Source {
             request_connections: self.number("DATABASE_MAX_CONNECTIONS", 1..=1_000)?,
             data_dir: self.text("DATA_DIR")?.into(),
             listen_addr: self.parse("LISTEN_ADDR", "an address and a port, such as 127.0.0.1:8080")?,
+            auth: if self.text("AUTH")?.is_empty() { None } else { Some(self.parse("AUTH", "keys or none")?) },
+            metrics_auth: self.parse("METRICS_AUTH", "keys or none")?,
+            docs: match self.text("DOCS")?.as_str() {
+                "on" => true,
+                "off" => false,
+                _ => return Err(SettingsError::new("DOCS", "must be on or off")),
+            },
             workers: WorkerSettings {
                 count: self.number("WORKER_COUNT", 1..=1_000)?,
                 batch_size: self.number("WORKER_BATCH_SIZE", 1..=1_000)?,
@@ -440,6 +481,9 @@ mod tests {
             ("WORKER_LOCK_DURATION", "40s"),
             ("LISTEN_ADDR", "8080"),
             ("EGRESS_ALLOW", "localhost"),
+            ("AUTH", "basic"),
+            ("METRICS_AUTH", "read"),
+            ("DOCS", "yes"),
             ("LOG_LEVEL", "loud"),
             ("LOG_FORMAT", "xml"),
             ("DATABASE_URL", "mysql://u:s3cret@h/d"),

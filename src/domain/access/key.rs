@@ -135,6 +135,11 @@ impl Secret {
         Self(bytes)
     }
 
+    /// One that no key has, for comparisons that must take their time.
+    pub fn of_nobody() -> Self {
+        Self([0; 32])
+    }
+
     /// What is stored of it. A fast hash is enough: nobody can try 2²⁵⁶ secrets.
     pub fn digest(&self) -> SecretDigest {
         SecretDigest(Sha256::digest(self.0).into())
@@ -149,6 +154,11 @@ impl SecretDigest {
     /// A digest that comes from the store; `None` if it has another length.
     pub fn from_stored(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
+    }
+
+    /// One that no secret has, for comparisons that must take their time.
+    pub fn of_nobody() -> Self {
+        Self([0; 32])
     }
 
     /// As it is stored.

@@ -4,7 +4,7 @@ mod key;
 mod operator;
 
 pub use key::{ApiKey, KeyId, NewKey, Scope, Scopes, Secret, SecretDigest, Token};
-pub use operator::{Action, Operator, Way};
+pub use operator::{Action, Operator, REASON_CHARS_MAX, Way};
 
 use std::sync::Arc;
 

@@ -21,6 +21,9 @@ impl Way {
     }
 }
 
+/// The longest reason, in characters.
+pub const REASON_CHARS_MAX: usize = 500;
+
 /// Who changes something, and why.
 #[derive(Debug, Clone)]
 pub struct Operator {

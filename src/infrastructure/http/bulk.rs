@@ -25,6 +25,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Api;
+use super::access::Admitted;
 use super::error::{ApiError, PROBLEM_JSON, Problem};
 use super::extract::{BODY_BYTES_MAX, has_media_type, read_body};
 use super::webhooks::traceparent;
@@ -97,14 +98,18 @@ pub struct BatchResult {
         (status = 415, description = "Neither of the two content types"),
         (status = 503, description = "Too many arrays are being read; see Retry-After"),
     ))]
-pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
+pub async fn enqueue_batch(
+    State(api): State<Api>,
+    caller: Admitted,
+    request: Request,
+) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let trace = traceparent(&parts.headers);
     let mut results = Results::default();
     if has_media_type(&parts, "application/x-ndjson") {
         let lines = Lines { body, buffer: BytesMut::new(), searched: 0, skipping: false, ended: false };
         let accepted =
-            lines.into_stream().map(|line| accept(&api, line, trace.clone())).buffered(STREAM_AHEAD);
+            lines.into_stream().map(|line| accept(&api, &caller, line, trace.clone())).buffered(STREAM_AHEAD);
         let mut accepted = pin!(accepted);
         while let Some(result) = accepted.next().await {
             match result {
@@ -123,7 +128,7 @@ pub async fn enqueue_batch(State(api): State<Api>, request: Request) -> Result<R
         let lines = items
             .into_iter()
             .map(|item| Ok(Line::Text(Bytes::from(Box::<str>::from(item).into_boxed_bytes()))));
-        let accepted = lines.map(|line| accept(&api, line, trace.clone()));
+        let accepted = lines.map(|line| accept(&api, &caller, line, trace.clone()));
         for result in futures_util::future::join_all(accepted).await {
             results.push(result?).await?;
         }
@@ -150,6 +155,7 @@ async fn array_room(parts: &Parts) -> Result<SemaphorePermit<'static>, ApiError>
 /// Accepts one event, or says why not. Fails only if the stream itself does.
 async fn accept(
     api: &Api,
+    caller: &Admitted,
     line: Result<Line, ApiError>,
     trace: Option<String>,
 ) -> Result<BatchResult, ApiError> {
@@ -161,6 +167,7 @@ async fn accept(
             let _room = api.enqueue.bulk_room(text.len()).await;
             Box::pin(async {
                 let event = EventBody::from_json(&text)?.into_event(trace)?;
+                caller.check_config(event.config_id())?;
                 Ok(api.enqueue.accept_of_many(&event).await?)
             })
             .await

@@ -8,12 +8,15 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Api;
+use super::access::{Admitted, ByOperator};
 use super::docs::BodyProblems;
 use super::error::ApiError;
 use super::extract::{ApiJson, ApiPath, ApiQuery};
 use super::webhooks::page_size;
 use crate::contract::Page;
 use crate::contract::configs::{ConfigBody, ConfigView, NewConfigBody};
+use crate::application::manage_endpoints::EndpointError;
+use crate::domain::access::Caller;
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::EndpointParts;
 use crate::domain::invalid::{Faults, Invalid};
@@ -26,8 +29,12 @@ const TAG: &str = "configs";
     (status = 201, description = "Registered", body = ConfigView),
     BodyProblems,
 ))]
-pub async fn register_alias(state: State<Api>, parts: ApiJson<EndpointParts>) -> Result<Response, ApiError> {
-    register(state, parts).await
+pub async fn register_alias(
+    state: State<Api>,
+    by: ByOperator,
+    parts: ApiJson<EndpointParts>,
+) -> Result<Response, ApiError> {
+    register(state, by, parts).await
 }
 
 /// Register a config (the same as `/api/webhooks/register`).
@@ -37,9 +44,10 @@ pub async fn register_alias(state: State<Api>, parts: ApiJson<EndpointParts>) ->
 ))]
 pub async fn register(
     State(api): State<Api>,
+    ByOperator(by): ByOperator,
     ApiJson(parts): ApiJson<EndpointParts>,
 ) -> Result<Response, ApiError> {
-    let endpoint = api.endpoints.register(parts).await?;
+    let endpoint = api.endpoints.register(parts, &by).await?;
     let location = [(header::LOCATION, format!("/api/webhooks/{}", endpoint.id))];
     Ok((StatusCode::CREATED, location, Json(view(&api, endpoint))).into_response())
 }
@@ -64,6 +72,7 @@ pub struct ListQuery {
 ))]
 pub async fn list(
     State(api): State<Api>,
+    Admitted(caller): Admitted,
     ApiQuery(query): ApiQuery<ListQuery>,
 ) -> Result<Json<Page<ConfigView>>, ApiError> {
     let mut faults = Faults::default();
@@ -74,7 +83,10 @@ pub async fn list(
     });
     faults.into_result()?;
     let limit = limit.expect("a fault would have been noted");
-    let endpoints = api.endpoints.list(after, limit).await?;
+    let endpoints = match caller.bound_to() {
+        None => api.endpoints.list(after, limit).await?,
+        Some(bound) => api.endpoints.list_of(bound, after, limit).await?,
+    };
     let page = Page::new(endpoints, limit, |last: &Endpoint| last.id.to_string());
     let items = page.items.into_iter().map(|endpoint| view(&api, endpoint)).collect();
     Ok(Json(Page { items, next_cursor: page.next_cursor }))
@@ -83,6 +95,11 @@ pub async fn list(
 /// A config as it holds in this process.
 fn view(api: &Api, endpoint: Endpoint) -> ConfigView {
     ConfigView::new(endpoint, api.endpoints.timeout_max())
+}
+
+/// A config that the caller does not reach is answered like one that does not exist.
+fn check_reach(caller: &Caller, id: EndpointId) -> Result<(), ApiError> {
+    if caller.reaches(id) { Ok(()) } else { Err(EndpointError::Unknown(id).into()) }
 }
 
 /// A config's id in a path.
@@ -105,8 +122,10 @@ impl std::str::FromStr for ConfigId {
 ))]
 pub async fn show(
     State(api): State<Api>,
+    Admitted(caller): Admitted,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
 ) -> Result<Json<ConfigView>, ApiError> {
+    check_reach(&caller, id)?;
     Ok(Json(view(&api, api.endpoints.show(id).await?)))
 }
 
@@ -121,10 +140,11 @@ pub async fn show(
 ))]
 pub async fn change(
     State(api): State<Api>,
+    ByOperator(by): ByOperator,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
     ApiJson(parts): ApiJson<EndpointParts>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(view(&api, api.endpoints.change(id, parts).await?)))
+    Ok(Json(view(&api, api.endpoints.change(id, parts, &by).await?)))
 }
 
 /// Probe a config's open circuit now.
@@ -139,9 +159,12 @@ pub async fn change(
 ))]
 pub async fn probe(
     State(api): State<Api>,
+    Admitted(caller): Admitted,
+    ByOperator(by): ByOperator,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
 ) -> Result<Json<ConfigView>, ApiError> {
-    Ok(Json(view(&api, api.endpoints.probe(id).await?)))
+    check_reach(&caller, id)?;
+    Ok(Json(view(&api, api.endpoints.probe(id, &by).await?)))
 }
 
 /// Delete a config.
@@ -155,8 +178,9 @@ pub async fn probe(
 ))]
 pub async fn delete(
     State(api): State<Api>,
+    ByOperator(by): ByOperator,
     ApiPath(ConfigId(id)): ApiPath<ConfigId>,
 ) -> Result<StatusCode, ApiError> {
-    api.endpoints.delete(id).await?;
+    api.endpoints.delete(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

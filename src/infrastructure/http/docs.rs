@@ -11,11 +11,13 @@ use tracing::error;
 use utoipa::openapi::response::{Response as Answer, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Type};
 use utoipa::openapi::{Content, PathItem, Ref, RefOr, Schema};
-use utoipa::{IntoResponses, OpenApi};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::{IntoResponses, Modify, OpenApi};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::error::{ApiError, PROBLEM_JSON, Problem};
-use super::{api_routes, operations_routes};
+use super::access::{METRICS_SCOPE, scope_of};
+use super::{api_routes, health_routes, metrics_routes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,11 +31,30 @@ use super::{api_routes, operations_routes};
     tags(
         (name = "webhooks", description = "Events and their deliveries"),
         (name = "configs", description = "Where deliveries go, and how"),
+        (name = "keys", description = "API keys: who may do what"),
         (name = "operations", description = "Health and metrics"),
     ),
-    components(schemas(Problem))
+    components(schemas(Problem)),
+    modifiers(&ApiKeys)
 )]
 struct Description;
+
+/// The name of the way to present a key.
+const API_KEY: &str = "api_key";
+
+/// Declares how keys are presented.
+struct ApiKeys;
+
+impl Modify for ApiKeys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("An API key, `whk_…`. On loopback none is needed, unless AUTH=keys is set."))
+            .build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme(API_KEY, SecurityScheme::Http(bearer));
+    }
+}
 
 /// Title, description and tags, without routes.
 pub(super) fn description() -> utoipa::openapi::OpenApi {
@@ -43,8 +64,12 @@ pub(super) fn description() -> utoipa::openapi::OpenApi {
 /// The whole document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut document = api_routes().into_openapi();
-    document.merge(operations_routes().into_openapi());
-    document.paths.paths.values_mut().for_each(describe_problems);
+    document.merge(health_routes().into_openapi());
+    document.merge(metrics_routes().into_openapi());
+    for (path, item) in &mut document.paths.paths {
+        describe_access(path, item);
+        describe_problems(item);
+    }
     document.components.iter_mut().flat_map(|all| all.schemas.values_mut()).for_each(put_together);
     document
 }
@@ -70,6 +95,30 @@ fn put_together(schema: &mut RefOr<Schema>) {
             *schema = whole.into();
         }
         RefOr::T(_) | RefOr::Ref(_) => {}
+    }
+}
+
+/// Says which scope each route needs.
+fn describe_access(path: &str, item: &mut PathItem) {
+    let operations = [
+        ("GET", &mut item.get),
+        ("POST", &mut item.post),
+        ("PUT", &mut item.put),
+        ("PATCH", &mut item.patch),
+        ("DELETE", &mut item.delete),
+    ];
+    for (method, operation) in operations {
+        let scope = if path == "/metrics" { Some(METRICS_SCOPE) } else { scope_of(method, path) };
+        let (Some(operation), Some(scope)) = (operation, scope) else { continue };
+        operation.security = Some(vec![SecurityRequirement::new(API_KEY, [scope.as_str()])]);
+        let answers = &mut operation.responses.responses;
+        for (status, description) in [
+            ("401", "No valid API key".to_owned()),
+            ("403", format!("The key lacks the scope `{scope}`, or is not bound to the config")),
+            ("429", "Too many wrong keys came from this address; see Retry-After".to_owned()),
+        ] {
+            answers.insert(status.to_owned(), ResponseBuilder::new().description(description).build().into());
+        }
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::{error, warn};
 use utoipa::ToSchema;
 
+use crate::application::access::AccessError;
 use crate::application::enqueue::EnqueueError;
 use crate::application::manage_deliveries::DeliveryError;
 use crate::application::manage_endpoints::EndpointError;
@@ -59,15 +60,39 @@ pub struct ApiError {
     status: StatusCode,
     detail: String,
     errors: Vec<FieldProblem>,
+    /// A header that belongs to the status.
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), errors: vec![] }
+        Self { status, detail: detail.into(), errors: vec![], header: None }
     }
 
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// A 401. `challenge` says how to present a key (RFC 6750).
+    pub(super) fn unauthorized(detail: &str, challenge: &'static str) -> Self {
+        let header = (header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        Self { header: Some(header), ..Self::new(StatusCode::UNAUTHORIZED, detail) }
+    }
+
+    pub(super) fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    /// A 403 for one field.
+    pub(super) fn forbidden_field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { status: StatusCode::FORBIDDEN, ..Self::field(field, message) }
+    }
+
+    /// A 429; the caller may try again after `wait`.
+    pub(super) fn too_many_requests(detail: &str, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + 1;
+        let header = (header::RETRY_AFTER, HeaderValue::from(seconds));
+        Self { header: Some(header), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
@@ -135,6 +160,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::to_vec(&self.problem()).expect("a problem is plain data");
         let mut response = (self.status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
@@ -152,6 +180,7 @@ impl From<Invalid> for ApiError {
             status: StatusCode::UNPROCESSABLE_ENTITY,
             detail: invalid.to_string(),
             errors: errors.collect(),
+            header: None,
         }
     }
 }
@@ -210,6 +239,16 @@ impl From<EnqueueError> for ApiError {
                 "the event could not be stored in time; it may be stored all the same, so send it again with its event_id",
             ),
             EnqueueError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<AccessError> for ApiError {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Unknown(_) => Self::not_found(error.to_string()),
+            AccessError::Invalid(invalid) => invalid.into(),
+            AccessError::Store(error) => error.into(),
         }
     }
 }

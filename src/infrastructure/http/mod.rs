@@ -1,5 +1,6 @@
 //! The HTTP API: its routes, one file per resource.
 
+mod access;
 mod backlog_sample;
 mod bulk;
 mod configs;
@@ -7,6 +8,7 @@ mod docs;
 mod error;
 mod extract;
 mod health;
+mod keys;
 mod metrics;
 mod observation;
 mod operators;
@@ -24,12 +26,14 @@ use tracing::error;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use access::{Asks, Door};
 pub use docs::openapi;
 pub use operators::{Begun, Operations};
 pub use server::{listen, serve};
 
 use self::error::ApiError;
 use self::observation::observe;
+use crate::application::access::Access;
 use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
@@ -43,6 +47,8 @@ pub struct Api {
     pub deliveries: Arc<ManageDeliveries>,
     /// Looks after configs.
     pub endpoints: Arc<ManageEndpoints>,
+    /// Looks after API keys.
+    pub access: Arc<Access>,
 }
 
 /// Answers 503 as long as the database is not ready. Why it is not is for operators: it stands in the log and under
@@ -68,29 +74,55 @@ fn api_routes() -> OpenApiRouter<Api> {
         .routes(routes!(configs::register_alias))
         .routes(routes!(configs::show, configs::change, configs::delete))
         .routes(routes!(configs::probe))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
 }
 
-/// The routes for operators, with their documentation.
-fn operations_routes() -> OpenApiRouter<Operations> {
+/// The routes of health, with their documentation. They are open to everyone.
+fn health_routes() -> OpenApiRouter<Operations> {
     OpenApiRouter::new()
         .routes(routes!(health::health))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
-        .routes(routes!(metrics::metrics))
 }
 
-/// All routes; those for callers only where there is an `api` behind them.
-pub fn router(operations: Operations, api: Option<Api>) -> Router {
+/// The route of metrics, with its documentation.
+fn metrics_routes() -> OpenApiRouter<Operations> {
+    OpenApiRouter::new().routes(routes!(metrics::metrics))
+}
+
+/// What is open to whom.
+#[derive(Clone)]
+pub struct Openness {
+    /// Whom the API answers.
+    pub door: Door,
+    /// Whether metrics are answered only to whom the API answers, too.
+    pub guards_metrics: bool,
+    /// Whether `/docs` and `/openapi.json` are there.
+    pub shows_docs: bool,
+}
+
+/// All routes; those for callers only if there is an `api` behind them.
+pub fn router(operations: Operations, api: Option<Api>, openness: Openness) -> Router {
     let begun = operations.begun.clone();
-    let (operations_router, _) = operations_routes().with_state(operations).split_for_parts();
-    let router = match api {
-        None => operations_router,
-        Some(api) => {
-            let (api_router, _) = api_routes().with_state(api).split_for_parts();
-            let api_router = api_router.route_layer(from_fn_with_state(begun, after_begin));
-            operations_router.merge(api_router).merge(docs::routes())
+    let Openness { door, guards_metrics, shows_docs } = openness;
+    let (mut router, _) = health_routes().with_state(operations.clone()).split_for_parts();
+    let (mut metrics, _) = metrics_routes().with_state(operations).split_for_parts();
+    if guards_metrics {
+        metrics = metrics.route_layer(from_fn_with_state(door.clone(), access::admit_to_metrics));
+    }
+    router = router.merge(metrics);
+    if let Some(api) = api {
+        let (api_router, _) = api_routes().with_state(api).split_for_parts();
+        router = router.merge(
+            api_router
+                .route_layer(from_fn_with_state(door, access::admit))
+                .route_layer(from_fn_with_state(begun, after_begin)),
+        );
+        if shows_docs {
+            router = router.merge(docs::routes());
         }
-    };
+    }
     router
         .fallback(async || ApiError::not_found("there is no such route"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

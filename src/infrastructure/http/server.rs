@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -16,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
+use tower_http::add_extension::AddExtension;
 use tracing::{debug, warn};
 
 /// The most connections at a time; more wait to be accepted.
@@ -53,7 +55,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             accepted = accept(&listener, &room) => accepted,
         };
         match accepted {
-            Ok((stream, permit)) => serve_connection(stream, permit, router.clone(), &graceful),
+            Ok((stream, peer, permit)) => serve_connection(stream, peer, permit, router.clone(), &graceful),
             Err(error) => {
                 warn!(%error, "cannot accept a connection; trying again");
                 sleep(ACCEPT_AGAIN).await;
@@ -69,15 +71,16 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-    let (stream, _) = listener.accept().await?;
+    let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok((stream, permit))
+    Ok((stream, peer, permit))
 }
 
 fn serve_connection(
     stream: TcpStream,
+    peer: SocketAddr,
     permit: OwnedSemaphorePermit,
     router: Router,
     graceful: &GracefulShutdown,
@@ -89,7 +92,7 @@ fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME_MAX)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(AddExtension::new(router, ConnectInfo(peer))));
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         let _permit = permit;

@@ -11,16 +11,17 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
+use super::access::{Admitted, ByOperator};
 use super::docs::BodyProblems;
 use super::error::ApiError;
 use super::extract::{ApiJson, ApiPath, ApiQuery, OptionalApiJson};
-use crate::application::manage_deliveries::Replay;
+use crate::application::manage_deliveries::{DeliveryError, Replay};
 use crate::application::ports::{DeliveryFilter, StatisticsScope};
 use crate::contract::deliveries::DeliveryView;
 use crate::contract::events::{EventBody, ReceiptView};
 use crate::contract::statistics::{StatisticsView, parse_window};
 use crate::contract::{Page, schemas};
-use crate::domain::delivery::{DeliveryStatus, QueueId};
+use crate::domain::delivery::{Delivery, DeliveryStatus, QueueId};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::event::{EventType, parse_time};
 use crate::domain::invalid::{Faults, Invalid};
@@ -44,10 +45,12 @@ pub(super) const PAGE_MAX: i64 = 200;
 ))]
 pub async fn enqueue(
     State(api): State<Api>,
+    caller: Admitted,
     headers: HeaderMap,
     ApiJson(body): ApiJson<EventBody>,
 ) -> Result<Response, ApiError> {
     let event = body.into_event(traceparent(&headers))?;
+    caller.check_config(event.config_id())?;
     let receipt = api.enqueue.accept(&event).await?;
     let location = [(header::LOCATION, format!("/webhooks/{}", receipt.queue_id))];
     if let Some(stored) = receipt.stored {
@@ -71,9 +74,28 @@ pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
 ))]
 pub async fn show(
     State(api): State<Api>,
+    caller: Admitted,
     ApiPath(queue_id): ApiPath<QueueId>,
 ) -> Result<Json<DeliveryView>, ApiError> {
-    Ok(Json(api.deliveries.show(queue_id).await?.into()))
+    Ok(Json(within_reach(&api, &caller, queue_id).await?.into()))
+}
+
+/// A delivery, if its config is one that the caller reaches. If not, the answer is that of a delivery that does not exist.
+async fn within_reach(api: &Api, caller: &Admitted, queue_id: QueueId) -> Result<Delivery, ApiError> {
+    let delivery = api.deliveries.show(queue_id).await?;
+    if caller.0.reaches(delivery.config_id) {
+        Ok(delivery)
+    } else {
+        Err(DeliveryError::Unknown(queue_id).into())
+    }
+}
+
+/// Fails like [`within_reach`]. Callers that reach all configs cost nothing.
+async fn check_reach(api: &Api, caller: &Admitted, queue_id: QueueId) -> Result<(), ApiError> {
+    match caller.0.bound_to() {
+        None => Ok(()),
+        Some(_) => within_reach(api, caller, queue_id).await.map(drop),
+    }
 }
 
 /// Which deliveries to list.
@@ -160,9 +182,11 @@ pub(super) fn page_size(limit: Option<i64>) -> Result<usize, Invalid> {
 ))]
 pub async fn list(
     State(api): State<Api>,
+    caller: Admitted,
     ApiQuery(query): ApiQuery<ListQuery>,
 ) -> Result<Json<Page<DeliveryView>>, ApiError> {
-    let (filter, limit) = query.filter()?;
+    let (mut filter, limit) = query.filter()?;
+    filter.config_id = caller.config_of(filter.config_id)?;
     let deliveries = api.deliveries.list(&filter, limit).await?;
     Ok(Json(Page::new(deliveries, limit, |last| last.queue_id.to_string())))
 }
@@ -189,12 +213,14 @@ pub struct StatisticsQuery {
 ))]
 pub async fn statistics(
     State(api): State<Api>,
+    caller: Admitted,
     ApiQuery(query): ApiQuery<StatisticsQuery>,
 ) -> Result<Json<StatisticsView>, ApiError> {
     let mut faults = Faults::default();
     let window = query.window.and_then(|text| faults.note(parse_window(&text)));
     let config_id = query.config_id.and_then(|number| faults.note(EndpointId::parse("config_id", number)));
     faults.into_result()?;
+    let config_id = caller.config_of(config_id)?;
     if let Some(id) = config_id {
         api.endpoints.ensure_known(id).await?;
     }
@@ -210,9 +236,12 @@ pub async fn statistics(
 ))]
 pub async fn retry(
     State(api): State<Api>,
+    caller: Admitted,
+    ByOperator(by): ByOperator,
     ApiPath(queue_id): ApiPath<QueueId>,
 ) -> Result<Json<DeliveryView>, ApiError> {
-    Ok(Json(api.deliveries.retry_now(queue_id).await?.into()))
+    check_reach(&api, &caller, queue_id).await?;
+    Ok(Json(api.deliveries.retry_now(queue_id, &by).await?.into()))
 }
 
 /// Cancel a delivery that is not being attempted.
@@ -224,9 +253,12 @@ pub async fn retry(
 ))]
 pub async fn cancel(
     State(api): State<Api>,
+    caller: Admitted,
+    ByOperator(by): ByOperator,
     ApiPath(queue_id): ApiPath<QueueId>,
 ) -> Result<Json<DeliveryView>, ApiError> {
-    Ok(Json(api.deliveries.cancel(queue_id).await?.into()))
+    check_reach(&api, &caller, queue_id).await?;
+    Ok(Json(api.deliveries.cancel(queue_id, &by).await?.into()))
 }
 
 /// Where a replay goes.
@@ -253,12 +285,15 @@ pub struct ReplayBody {
 ))]
 pub async fn replay(
     State(api): State<Api>,
+    caller: Admitted,
+    ByOperator(by): ByOperator,
     ApiPath(queue_id): ApiPath<QueueId>,
     OptionalApiJson(body): OptionalApiJson<ReplayBody>,
 ) -> Result<Response, ApiError> {
+    check_reach(&api, &caller, queue_id).await?;
     let current_url = body.is_some_and(|body| body.current_url);
     let target = if current_url { ReplayTarget::CurrentUrl } else { ReplayTarget::SameUrl };
-    let (status, delivery) = match api.deliveries.replay(queue_id, target).await? {
+    let (status, delivery) = match api.deliveries.replay(queue_id, target, &by).await? {
         Replay::New(delivery) => (StatusCode::CREATED, delivery),
         Replay::Before(delivery) => (StatusCode::OK, delivery),
     };

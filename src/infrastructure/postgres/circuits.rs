@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::Connection as _;
 
 use super::errors::inconsistent;
+use super::operators::record;
 use super::within::within;
 use super::{Database, REQUEST_LIMIT, from_micros};
-use crate::application::ports::{CircuitStore, HeldCircuit, StoreError, UnsuccessfulProbe};
+use crate::application::ports::{Change, CircuitStore, HeldCircuit, StoreError, UnsuccessfulProbe};
 use crate::domain::circuit::Circuit;
 use crate::domain::endpoint::EndpointId;
 use crate::domain::invalid::Invalid;
@@ -89,17 +91,24 @@ impl CircuitStore for Database {
         Ok(())
     }
 
-    async fn probe_now(&self, id: EndpointId) -> Result<bool, StoreError> {
-        let done = within!(self.requests, REQUEST_LIMIT, |connection| {
-            sqlx::query!(
+    async fn probe_now(&self, id: EndpointId, change: &Change<'_>) -> Result<bool, StoreError> {
+        within!(self.requests, REQUEST_LIMIT, |connection| async {
+            let mut transaction = connection.begin().await?;
+            let made_due = sqlx::query!(
                 "-- circuits.probe_now
-            update webhook_configs set circuit_probe_at = now()
-            where id = $1 and circuit_state = 'open' and circuit_probe_at is not null and deleted_at is null",
+                update webhook_configs set circuit_probe_at = now()
+                where id = $1 and circuit_state = 'open' and circuit_probe_at is not null and deleted_at is null",
                 id.get(),
             )
-            .execute(&mut *connection)
-        })?;
-        Ok(done.rows_affected() == 1)
+            .execute(&mut *transaction)
+            .await?;
+            let made_due = made_due.rows_affected() == 1;
+            if made_due {
+                record(&mut transaction, change, id).await?;
+            }
+            transaction.commit().await?;
+            Ok(made_due)
+        })
     }
 
     async fn close(&self, id: EndpointId) -> Result<bool, StoreError> {

@@ -5,17 +5,20 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::errors::{inconsistent, lacks_archive};
 use super::floors::{Floor, Found, Line};
+use super::operators::record;
 use super::within::{SCAN_LIMIT, within};
 use super::{Database, ENGINE_LIMIT, from_micros, micros};
 use crate::application::ports::{
-    Claim, Claimed, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, UnusedLease,
+    Change, Claim, Claimed, DeliveryQueue, Incoming, Promotion, Settled, StoreError, Stored, UnusedLease,
 };
 use crate::application::workers::ledger::Rooms;
+use crate::domain::access::Action;
 use crate::domain::delivery::{
     FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, Work, WorkerId,
 };
@@ -31,7 +34,7 @@ impl DeliveryQueue for Database {
             let d = i.delivery;
             (d.config_id, d.event_type, d.replay_of, &d.event_id)
         });
-        let exceptions = within!(self.engine, ENGINE_LIMIT, |connection| insert(&mut connection, &sorted))?;
+        let exceptions = within!(self.engine, ENGINE_LIMIT, |connection| store(&mut connection, &sorted))?;
         let stored = |incoming: &Incoming<'_>| {
             exceptions.get(&incoming.delivery.queue_id.get()).copied().unwrap_or(STORED)
         };
@@ -251,7 +254,9 @@ impl Database {
     }
 
     async fn reroute_once(&self, delivery: &NewDelivery, reason: &str) -> Result<Option<Stored>, StoreError> {
-        let row = within!(self.engine, ENGINE_LIMIT, |connection| sqlx::query!(
+        let rerouted = within!(self.engine, ENGINE_LIMIT, |connection| async {
+            let mut transaction = connection.begin().await?;
+            let row = sqlx::query!(
             r#"-- queue.reroute
             select first_queue_id, first_cancelled
             from webhook_reroute($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
@@ -270,14 +275,22 @@ impl Database {
             delivery.correlation_id,
             delivery.traceparent,
         )
-        .fetch_optional(&mut *connection))?;
-        Ok(row.map(|row| match (row.first_queue_id, row.first_cancelled) {
-            (Some(first), cancelled) => {
-                Stored::Duplicate { first: QueueId::new(first), cancelled: cancelled.unwrap_or_default() }
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let rerouted = row.map(|row| match (row.first_queue_id, row.first_cancelled) {
+                (Some(first), cancelled) => {
+                    Stored::Duplicate { first: QueueId::new(first), cancelled: cancelled.unwrap_or_default() }
+                }
+                (None, None) => STORED,
+                (None, Some(_)) => Stored::EndpointChanged,
+            });
+            if rerouted == Some(STORED) {
+                record_replay(&mut transaction, delivery).await?;
             }
-            (None, None) => STORED,
-            (None, Some(_)) => Stored::EndpointChanged,
-        }))
+            transaction.commit().await?;
+            Ok(rerouted)
+        })?;
+        Ok(rerouted)
     }
 }
 
@@ -291,6 +304,34 @@ fn http_status(attempt: &FinishedAttempt) -> Option<i16> {
 
 /// The result for a delivery that [`insert`] does not list.
 const STORED: Stored = Stored::New { locked_at: None };
+
+/// Stores deliveries, and records who asked for those that are replays, in one transaction.
+async fn store(
+    connection: &mut PgConnection,
+    deliveries: &[Incoming<'_>],
+) -> sqlx::Result<HashMap<Uuid, Stored>> {
+    if deliveries.iter().all(|incoming| incoming.delivery.replayed_by.is_none()) {
+        // one statement needs no explicit transaction
+        return insert(connection, deliveries).await;
+    }
+    let mut transaction = connection.begin().await?;
+    let exceptions = insert(&mut transaction, deliveries).await?;
+    for Incoming { delivery, .. } in deliveries {
+        let stored = exceptions.get(&delivery.queue_id.get()).unwrap_or(&STORED);
+        if matches!(stored, Stored::New { .. }) {
+            record_replay(&mut transaction, delivery).await?;
+        }
+    }
+    transaction.commit().await?;
+    Ok(exceptions)
+}
+
+/// Records who asked for a replay, if it is one.
+async fn record_replay(connection: &mut PgConnection, delivery: &NewDelivery) -> sqlx::Result<()> {
+    let (Some(operator), Some(replayed)) = (&delivery.replayed_by, delivery.replay_of) else { return Ok(()) };
+    let made = json!({ "queue_id": delivery.queue_id.get() });
+    record(connection, &Change::new(operator, Action::ReplayDelivery).to(made), replayed).await
+}
 
 /// Stores deliveries. Lists those that are leased and those that were not stored.
 async fn insert(

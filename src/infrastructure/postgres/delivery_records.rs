@@ -13,10 +13,11 @@ use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::errors::{inconsistent, lacks_archive, undecodable};
+use super::operators::record;
 use super::within::{scan, within};
 use super::{Database, REQUEST_LIMIT, from_micros};
 use crate::application::ports::{
-    Backlog, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError,
+    Backlog, Change, DeliveryFilter, DeliveryRecords, Durations, Statistics, StatisticsScope, StoreError,
 };
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, DeliveryState, DeliveryStatus, Priority, QueueId};
@@ -52,23 +53,32 @@ impl DeliveryRecords for Database {
         Ok(replays.collect())
     }
 
-    async fn make_ready(&self, queue_id: QueueId) -> Result<bool, StoreError> {
-        let done = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query!(
-            "-- records.make_ready
-            update webhook_queue_open
-            set ready_since = now(), next_retry_at = now(), updated_at = now()
-            where queue_id = $1 and status = 'pending' and ready_since is null",
-            queue_id.get()
-        )
-        .execute(&mut *connection))?;
-        Ok(done.rows_affected() == 1)
+    async fn make_ready(&self, queue_id: QueueId, change: &Change<'_>) -> Result<bool, StoreError> {
+        within!(self.requests, REQUEST_LIMIT, |connection| async {
+            let mut transaction = connection.begin().await?;
+            let made_ready = sqlx::query!(
+                "-- records.make_ready
+                update webhook_queue_open
+                set ready_since = now(), next_retry_at = now(), updated_at = now()
+                where queue_id = $1 and status = 'pending' and ready_since is null",
+                queue_id.get()
+            )
+            .execute(&mut *transaction)
+            .await?;
+            let made_ready = made_ready.rows_affected() == 1;
+            if made_ready {
+                record(&mut transaction, change, queue_id).await?;
+            }
+            transaction.commit().await?;
+            Ok(made_ready)
+        })
     }
 
-    async fn cancel(&self, queue_id: QueueId, reason: &str) -> Result<bool, StoreError> {
-        let cancelled = match self.cancel_once(queue_id, reason).await {
+    async fn cancel(&self, queue_id: QueueId, reason: &str, change: &Change<'_>) -> Result<bool, StoreError> {
+        let cancelled = match self.cancel_once(queue_id, reason, change).await {
             Err(error) if lacks_archive(&error) => {
                 self.ensure_archives().await?;
-                self.cancel_once(queue_id, reason).await?
+                self.cancel_once(queue_id, reason, change).await?
             }
             result => result?,
         };
@@ -222,14 +232,28 @@ impl FromStr for OpenState {
 }
 
 impl Database {
-    async fn cancel_once(&self, queue_id: QueueId, reason: &str) -> Result<i64, StoreError> {
-        within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query_scalar!(
-            r#"-- records.cancel
-            select count(*) as "count!" from webhook_cancel(array[$1::uuid], $2)"#,
-            queue_id.get(),
-            reason
-        )
-        .fetch_one(&mut *connection))
+    async fn cancel_once(
+        &self,
+        queue_id: QueueId,
+        reason: &str,
+        change: &Change<'_>,
+    ) -> Result<i64, StoreError> {
+        within!(self.requests, REQUEST_LIMIT, |connection| async {
+            let mut transaction = connection.begin().await?;
+            let cancelled = sqlx::query_scalar!(
+                r#"-- records.cancel
+                select count(*) as "count!" from webhook_cancel(array[$1::uuid], $2)"#,
+                queue_id.get(),
+                reason
+            )
+            .fetch_one(&mut *transaction)
+            .await?;
+            if cancelled > 0 {
+                record(&mut transaction, change, queue_id).await?;
+            }
+            transaction.commit().await?;
+            Ok(cancelled)
+        })
     }
 }
 

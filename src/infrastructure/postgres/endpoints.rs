@@ -7,12 +7,14 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sqlx::Connection as _;
 use tracing::error;
 
 use super::errors::inconsistent;
+use super::operators::record;
 use super::within::within;
 use super::{Database, REQUEST_LIMIT};
-use crate::application::ports::{EndpointStore, StoreError};
+use crate::application::ports::{Change, EndpointStore, StoreError};
 use crate::domain::circuit::{Circuit, CircuitCommand, CircuitParts, CircuitPolicy, OPENED_BY_HAND};
 use crate::domain::delivery::Priority;
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl, ExtraHeaders};
@@ -45,16 +47,23 @@ macro_rules! endpoints {
 
 #[async_trait]
 impl EndpointStore for Database {
-    async fn register(&self, settings: &EndpointSettings) -> Result<Endpoint, StoreError> {
-        let stored = within!(self.requests, REQUEST_LIMIT, |connection| endpoints!(
-            "-- endpoints.register
-            insert into webhook_configs (" SETTINGS ")
-            select " SETTINGS "
-            from jsonb_populate_record(null::webhook_configs, $1)
-            returning " ENDPOINT,
-            columns_of(settings),
-        )
-        .fetch_one(&mut *connection))?;
+    async fn register(&self, settings: &EndpointSettings, change: &Change<'_>) -> Result<Endpoint, StoreError> {
+        let stored = within!(self.requests, REQUEST_LIMIT, |connection| async {
+            let mut transaction = connection.begin().await?;
+            let stored = endpoints!(
+                "-- endpoints.register
+                insert into webhook_configs (" SETTINGS ")
+                select " SETTINGS "
+                from jsonb_populate_record(null::webhook_configs, $1)
+                returning " ENDPOINT,
+                columns_of(settings),
+            )
+            .fetch_one(&mut *transaction)
+            .await?;
+            record(&mut transaction, change, stored.id).await?;
+            transaction.commit().await?;
+            Ok(stored)
+        })?;
         stored.try_into().map_err(inconsistent)
     }
 
@@ -100,10 +109,12 @@ impl EndpointStore for Database {
         revision: DateTime<Utc>,
         settings: &EndpointSettings,
         command: Option<CircuitCommand>,
+        change: &Change<'_>,
     ) -> Result<Option<Endpoint>, StoreError> {
         // a revision is never reused, even by two changes within one tick of the clock
-        let changed = within!(self.requests, REQUEST_LIMIT, |connection| {
-            endpoints!(
+        let changed = within!(self.requests, REQUEST_LIMIT, |connection| async {
+            let mut transaction = connection.begin().await?;
+            let changed = endpoints!(
             "-- endpoints.change
             update webhook_configs
             set (" SETTINGS ") = (select " SETTINGS " from jsonb_populate_record(null::webhook_configs, $3)),
@@ -134,22 +145,37 @@ impl EndpointStore for Database {
             }),
             OPENED_BY_HAND,
         )
-        .fetch_optional(&mut *connection)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            if changed.is_some() {
+                record(&mut transaction, change, id).await?;
+            }
+            transaction.commit().await?;
+            Ok(changed)
         })?;
         changed.map(TryInto::try_into).transpose().map_err(inconsistent)
     }
 
-    async fn delete(&self, id: EndpointId) -> Result<bool, StoreError> {
-        let done = within!(self.requests, REQUEST_LIMIT, |connection| sqlx::query!(
-            "-- endpoints.delete
-            update webhook_configs
-            set deleted_at = now(), enabled = false,
-                updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
-            where id = $1 and deleted_at is null",
-            id.get(),
-        )
-        .execute(&mut *connection))?;
-        Ok(done.rows_affected() == 1)
+    async fn delete(&self, id: EndpointId, change: &Change<'_>) -> Result<bool, StoreError> {
+        within!(self.requests, REQUEST_LIMIT, |connection| async {
+            let mut transaction = connection.begin().await?;
+            let deleted = sqlx::query!(
+                "-- endpoints.delete
+                update webhook_configs
+                set deleted_at = now(), enabled = false,
+                    updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
+                where id = $1 and deleted_at is null",
+                id.get(),
+            )
+            .execute(&mut *transaction)
+            .await?;
+            let deleted = deleted.rows_affected() == 1;
+            if deleted {
+                record(&mut transaction, change, id).await?;
+            }
+            transaction.commit().await?;
+            Ok(deleted)
+        })
     }
 }
 

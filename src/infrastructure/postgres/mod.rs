@@ -1,6 +1,7 @@
 //! PostgreSQL behind the ports: the database that the repositories share.
 
 mod access;
+mod api_keys;
 mod circuits;
 mod delivery_queue;
 mod delivery_records;
@@ -9,6 +10,7 @@ mod errors;
 mod floors;
 mod migration;
 mod notifications;
+mod operators;
 mod pool;
 mod reason;
 mod schema;
