@@ -74,7 +74,7 @@ impl Default for Priority {
 }
 
 /// The status of a delivery. [`DeliveryState`] also holds what is known in each status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeliveryStatus {
     /// Waits for a worker, or for its time.
     Pending,
@@ -392,6 +392,32 @@ pub enum DeliveryState {
         /// Why it was cancelled, in words.
         reason: String,
     },
+}
+
+/// A delivery lacks something that is known in its status.
+#[derive(Debug, thiserror::Error)]
+#[error("a delivery that is {0} lacks {1}")]
+pub struct IncompleteState(DeliveryStatus, &'static str);
+
+impl DeliveryState {
+    /// The state from the status and from what is kept of it: when the next attempt is or was due, and the end with its reason.
+    pub fn of(
+        status: DeliveryStatus,
+        due: Option<DateTime<Utc>>,
+        ended: Option<DateTime<Utc>>,
+        reason: Option<String>,
+    ) -> Result<Self, IncompleteState> {
+        let due = || due.ok_or(IncompleteState(status, "the time of its next attempt"));
+        let at = || ended.ok_or(IncompleteState(status, "the time of its end"));
+        let reason = || reason.ok_or(IncompleteState(status, "the reason of its end"));
+        Ok(match status {
+            DeliveryStatus::Pending => Self::Pending { next_retry_at: due()? },
+            DeliveryStatus::Processing => Self::Processing { next_retry_at: due()? },
+            DeliveryStatus::Completed => Self::Completed { at: at()? },
+            DeliveryStatus::Failed => Self::Failed { at: at()?, reason: reason()? },
+            DeliveryStatus::Cancelled => Self::Cancelled { at: at()?, reason: reason()? },
+        })
+    }
 }
 
 impl DeliveryState {
