@@ -35,11 +35,9 @@ pub fn status_filter() -> Object {
 
 /// The status of a delivery.
 pub fn status() -> Object {
+    let meanings = DeliveryStatus::ALL.map(|status| format!("`{status}`: {}", status.meaning()));
     one_of(DeliveryStatus::ALL.map(DeliveryStatus::as_str))
-        .description(Some(
-            "`pending`: it waits; `processing`: it is being attempted; `completed`: the receiver has it; `failed`: it \
-             is a dead letter; `cancelled`: it was ended on request.",
-        ))
+        .description(Some(meanings.join("; ") + "."))
         .examples([json!("pending")])
         .build()
 }

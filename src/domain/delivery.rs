@@ -104,6 +104,17 @@ impl DeliveryStatus {
         }
     }
 
+    /// What it means, for the readers of the API.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Pending => "it waits",
+            Self::Processing => "it is being attempted",
+            Self::Completed => "the receiver has it",
+            Self::Failed => "it is a dead letter",
+            Self::Cancelled => "it was ended on request",
+        }
+    }
+
     /// Whether nothing will attempt the delivery again.
     pub fn is_terminal(self) -> bool {
         match self {
