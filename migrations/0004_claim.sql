@@ -1,4 +1,4 @@
--- Leases: how claims take them, and how unused ones are given back.
+-- Leases, from the claim that takes them to the release of those that nobody uses.
 
 -- Makes scheduled deliveries ready when they are due, so that a claim never steps over a million future retries.
 -- Returns the number of deliveries and the microseconds until the next one is due, NULL if none is scheduled.
@@ -46,23 +46,18 @@ SET enable_sort = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
-RETURN coalesce(
-  (SELECT front.queue_id
-   FROM (SELECT q.queue_id, q.retry_count, q.webhook_url FROM webhook_queue_open q
-         WHERE q.ready_since IS NOT NULL AND q.priority = p_priority AND q.config_id = p_config_id AND q.status = 'pending'
-         ORDER BY q.ready_since LIMIT 1000) AS front
-   CROSS JOIN webhook_configs c
-   WHERE c.id = p_config_id AND front.retry_count = 0
-     AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))
-   LIMIT 1),
-  (SELECT front.queue_id
-   FROM (SELECT q.queue_id, q.webhook_url FROM webhook_queue_open q
-         WHERE q.ready_since IS NOT NULL AND q.priority = p_priority AND q.config_id = p_config_id AND q.status = 'pending'
-         ORDER BY q.ready_since LIMIT 1000) AS front
-   CROSS JOIN webhook_configs c
-   WHERE c.id = p_config_id
-     AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))
-   LIMIT 1));
+RETURN (
+  -- read only as far as it is asked: to the first that has used up no attempt, if there is one
+  WITH candidates AS MATERIALIZED (
+    SELECT front.queue_id, front.retry_count
+    FROM (SELECT q.queue_id, q.retry_count, q.webhook_url FROM webhook_queue_open q
+          WHERE q.ready_since IS NOT NULL AND q.priority = p_priority AND q.config_id = p_config_id AND q.status = 'pending'
+          ORDER BY q.ready_since LIMIT 1000) AS front
+    CROSS JOIN webhook_configs c
+    WHERE c.id = p_config_id
+      AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))
+  )
+  SELECT coalesce((SELECT queue_id FROM candidates WHERE retry_count = 0 LIMIT 1), (SELECT queue_id FROM candidates LIMIT 1)));
 COMMENT ON FUNCTION webhook_fresh_probe IS 'The delivery that an open circuit is best probed with.';
 
 -- Where the front of a long line ends; NULL if the line is not long. Leased deliveries are in the front, because claims begin
@@ -402,13 +397,12 @@ AS $$
       lock_expires_at = CASE WHEN kept.is_lease THEN now() END,
       abandoned_by = NULL, abandoned_at = NULL, updated_at = now()
   FROM (
-    SELECT o.queue_id, o.locked_at, coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END) AS given_back,
-           r.worker_id,
+    SELECT o.queue_id, o.locked_at, given_back.locked_at AS given_back, r.worker_id,
            o.abandoned_at IS NOT NULL
-             AND (o.abandoned_by, o.abandoned_at)
-                 IS DISTINCT FROM (r.worker_id, coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END)) AS is_lease
+             AND (o.abandoned_by, o.abandoned_at) IS DISTINCT FROM (r.worker_id, given_back.locked_at) AS is_lease
     FROM unnest(p_queue_ids, p_worker_ids, p_locked_ats) AS r (queue_id, worker_id, locked_at)
     JOIN webhook_queue_open o ON o.queue_id = r.queue_id
+    CROSS JOIN LATERAL (SELECT coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END)) AS given_back (locked_at)
   ) AS kept
   WHERE q.queue_id = kept.queue_id AND q.status = 'processing' AND q.locked_at = kept.locked_at
     AND (q.worker_id = kept.worker_id AND q.locked_at = kept.given_back

@@ -1,4 +1,4 @@
--- Archives of terminal deliveries: how they are added, indexed, summarized and retired.
+-- Archives of terminal deliveries, from the day that they are made for to the end of their retention.
 
 CREATE VIEW webhook_archives AS
 SELECT child.relname::text AS archive, to_date(right(child.relname, 8), 'YYYYMMDD') AS archive_day

@@ -26,13 +26,12 @@ AS $function$
       lock_expires_at = CASE WHEN kept.is_lease THEN now() END,
       abandoned_by = NULL, abandoned_at = NULL, updated_at = now()
   FROM (
-    SELECT o.queue_id, o.locked_at, coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END) AS given_back,
-           r.worker_id,
+    SELECT o.queue_id, o.locked_at, given_back.locked_at AS given_back, r.worker_id,
            o.abandoned_at IS NOT NULL
-             AND (o.abandoned_by, o.abandoned_at)
-                 IS DISTINCT FROM (r.worker_id, coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END)) AS is_lease
+             AND (o.abandoned_by, o.abandoned_at) IS DISTINCT FROM (r.worker_id, given_back.locked_at) AS is_lease
     FROM unnest(p_queue_ids, p_worker_ids, p_locked_ats) AS r (queue_id, worker_id, locked_at)
     JOIN webhook_queue_open o ON o.queue_id = r.queue_id
+    CROSS JOIN LATERAL (SELECT coalesce(r.locked_at, CASE WHEN o.retry_count = 0 THEN o.created_at END)) AS given_back (locked_at)
   ) AS kept
   WHERE q.queue_id = kept.queue_id AND q.status = 'processing' AND q.locked_at = kept.locked_at
     AND (q.worker_id = kept.worker_id AND q.locked_at = kept.given_back

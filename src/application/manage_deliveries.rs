@@ -137,13 +137,13 @@ impl ManageDeliveries {
         let old = self.show(queue_id).await?;
         let status = old.state.status();
         let waits = match (status, target) {
+            _ if status.is_terminal() => false,
             (DeliveryStatus::Pending, ReplayTarget::CurrentUrl) => true,
-            (DeliveryStatus::Pending | DeliveryStatus::Processing, _) => {
+            _ => {
                 return Err(DeliveryError::Conflict(format!(
                     "the delivery is {status} and will be attempted anyway"
                 )));
             }
-            (DeliveryStatus::Completed | DeliveryStatus::Failed | DeliveryStatus::Cancelled, _) => false,
         };
         for _ in 0..LOOKS_MAX {
             let endpoint = self.directory.current(old.config_id).await?;

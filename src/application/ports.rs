@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -297,12 +298,8 @@ pub struct Statistics {
     pub pending: u64,
     /// Deliveries under a lease.
     pub processing: u64,
-    /// Deliveries that the receiver accepted.
-    pub completed: u64,
-    /// Dead letters.
-    pub failed: u64,
-    /// Deliveries ended on request.
-    pub cancelled: u64,
+    /// Terminal deliveries by their status.
+    pub ended: HashMap<DeliveryStatus, u64>,
     /// All attempts.
     pub attempts: u64,
     /// Attempts after the first.

@@ -9,7 +9,7 @@ use super::batching::ProcessBatch;
 use super::ports::{DeliveryQueue, Settled, StoreError};
 use super::wakeup::Wakeup;
 use crate::domain::delivery::FinishedAttempt;
-use crate::domain::retry::{DeadLetterReason, Verdict};
+use crate::domain::retry::Verdict;
 
 /// How an attempt ended, to be written.
 pub(super) struct Outcome {
@@ -42,19 +42,13 @@ impl ProcessBatch<Arc<Outcome>, Settled> for Settle {
         found_out.map_err(|error| StoreError::InDoubt(error.cause().clone()))?;
         let mut retries = false;
         for (attempt, settled) in attempts.iter().zip(&settled) {
-            let status = match attempt.verdict {
-                _ if *settled == Settled::LeaseLost => continue,
-                Verdict::WaitsOn => continue,
-                Verdict::RetryIn(_) | Verdict::Postponed => {
-                    retries = true;
-                    continue;
-                }
-                Verdict::Completed => "completed",
-                Verdict::DeadLetter(DeadLetterReason::RetriesExhausted | DeadLetterReason::EndpointGone) => {
-                    "failed"
-                }
-            };
-            metrics::counter!("webhook_deliveries_total", "status" => status).increment(1);
+            if *settled == Settled::LeaseLost {
+                continue;
+            }
+            if let Some(status) = attempt.verdict.final_status() {
+                metrics::counter!("webhook_deliveries_total", "status" => status.as_str()).increment(1);
+            }
+            retries |= matches!(attempt.verdict, Verdict::RetryIn(_) | Verdict::Postponed);
         }
         if retries {
             self.wakeup.scheduled();

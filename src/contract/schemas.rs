@@ -10,13 +10,6 @@ use crate::domain::event::EventType;
 use crate::domain::url_params::PARAMS_MAX;
 
 const EVENT_TYPES: [EventType; 2] = [EventType::Credit, EventType::Debit];
-const STATUSES: [DeliveryStatus; 5] = [
-    DeliveryStatus::Pending,
-    DeliveryStatus::Processing,
-    DeliveryStatus::Completed,
-    DeliveryStatus::Failed,
-    DeliveryStatus::Cancelled,
-];
 
 /// The type of an event that comes in.
 pub fn event_type() -> Object {
@@ -37,16 +30,14 @@ pub fn event_type_filter() -> Object {
 
 /// The status of the deliveries to list.
 pub fn status_filter() -> Object {
-    one_of(STATUSES.map(DeliveryStatus::as_str)).description(Some("In this status.")).build()
+    one_of(DeliveryStatus::ALL.map(DeliveryStatus::as_str)).description(Some("In this status.")).build()
 }
 
 /// The status of a delivery.
 pub fn status() -> Object {
-    one_of(STATUSES.map(DeliveryStatus::as_str))
-        .description(Some(
-            "`pending`: it waits; `processing`: it is being attempted; `completed`: the receiver has it; `failed`: it \
-             is a dead letter; `cancelled`: it was ended on request.",
-        ))
+    let meanings = DeliveryStatus::ALL.map(|status| format!("`{status}`: {}", status.meaning()));
+    one_of(DeliveryStatus::ALL.map(DeliveryStatus::as_str))
+        .description(Some(meanings.join("; ") + "."))
         .examples([json!("pending")])
         .build()
 }

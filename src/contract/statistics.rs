@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::application::ports::Statistics;
+use crate::domain::delivery::DeliveryStatus;
 use crate::domain::held::Held;
 use crate::domain::invalid::Invalid;
 use crate::domain::millis;
@@ -97,8 +98,11 @@ pub struct DurationsView {
 impl From<Statistics> for StatisticsView {
     #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
     fn from(statistics: Statistics) -> Self {
-        let Statistics { from, pending, processing, completed, failed, cancelled, attempts, retries, .. } =
-            statistics;
+        let Statistics { from, pending, processing, attempts, retries, .. } = statistics;
+        let ended_as = |status| statistics.ended.get(&status).copied().unwrap_or_default();
+        let completed = ended_as(DeliveryStatus::Completed);
+        let failed = ended_as(DeliveryStatus::Failed);
+        let cancelled = ended_as(DeliveryStatus::Cancelled);
         let ended = completed + failed;
         Self {
             from,

@@ -76,7 +76,7 @@ impl Default for Priority {
 }
 
 /// The status of a delivery. [`DeliveryState`] also holds what is known in each status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeliveryStatus {
     /// Waits for a worker, or for its time.
     Pending,
@@ -103,6 +103,17 @@ impl DeliveryStatus {
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// What it means, for the readers of the API.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Pending => "it waits",
+            Self::Processing => "it is being attempted",
+            Self::Completed => "the receiver has it",
+            Self::Failed => "it is a dead letter",
+            Self::Cancelled => "it was ended on request",
         }
     }
 
@@ -397,6 +408,32 @@ pub enum DeliveryState {
         /// Why it was cancelled, in words.
         reason: String,
     },
+}
+
+/// A delivery lacks something that is known in its status.
+#[derive(Debug, thiserror::Error)]
+#[error("a delivery that is {0} lacks {1}")]
+pub struct IncompleteState(DeliveryStatus, &'static str);
+
+impl DeliveryState {
+    /// The state from the status and from what is kept of it: when the next attempt is or was due, and the end with its reason.
+    pub fn of(
+        status: DeliveryStatus,
+        due: Option<DateTime<Utc>>,
+        ended: Option<DateTime<Utc>>,
+        reason: Option<String>,
+    ) -> Result<Self, IncompleteState> {
+        let due = || due.ok_or(IncompleteState(status, "the time of its next attempt"));
+        let at = || ended.ok_or(IncompleteState(status, "the time of its end"));
+        let reason = || reason.ok_or(IncompleteState(status, "the reason of its end"));
+        Ok(match status {
+            DeliveryStatus::Pending => Self::Pending { next_retry_at: due()? },
+            DeliveryStatus::Processing => Self::Processing { next_retry_at: due()? },
+            DeliveryStatus::Completed => Self::Completed { at: at()? },
+            DeliveryStatus::Failed => Self::Failed { at: at()?, reason: reason()? },
+            DeliveryStatus::Cancelled => Self::Cancelled { at: at()?, reason: reason()? },
+        })
+    }
 }
 
 impl DeliveryState {

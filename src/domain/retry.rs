@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::attempt::{Answer, AttemptOutcome, ReceiverSign};
+use super::delivery::DeliveryStatus;
 use super::invalid::{Faults, Invalid};
 use super::serialize_millis;
 
@@ -62,6 +63,25 @@ pub enum Verdict {
     /// No attempt is used up: the delivery goes to a URL that its endpoint no longer has, and is tried again after a while that
     /// doubles each time, up to an hour, until someone sends it to the current one or cancels it.
     Postponed,
+}
+
+impl Verdict {
+    /// The status that the delivery ends in; `None` if it goes on.
+    pub fn final_status(self) -> Option<DeliveryStatus> {
+        match self {
+            Self::Completed => Some(DeliveryStatus::Completed),
+            Self::DeadLetter(_) => Some(DeliveryStatus::Failed),
+            Self::RetryIn(_) | Self::WaitsOn | Self::Postponed => None,
+        }
+    }
+
+    /// What the audit keeps of why the delivery ended, if there is more to say than its status.
+    pub fn final_reason(self) -> Option<&'static str> {
+        match self {
+            Self::DeadLetter(reason) => Some(reason.as_str()),
+            Self::Completed | Self::RetryIn(_) | Self::WaitsOn | Self::Postponed => None,
+        }
+    }
 }
 
 /// Why a delivery failed for good.

@@ -399,8 +399,8 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
     for &attempt in attempts {
         let ending = match attempt.verdict {
             Verdict::RetryIn(_) => Ending::Retry,
-            Verdict::Completed | Verdict::DeadLetter(_) => Ending::Terminal,
             Verdict::WaitsOn | Verdict::Postponed => Ending::WaitsOn,
+            _ => Ending::Terminal,
         };
         let lost = attempt.times.duration().is_none();
         groups.entry((attempt.number, lost, ending)).or_default().push(attempt);
@@ -487,21 +487,12 @@ async fn settle_group(
     let query = match ending {
         Ending::Retry => query.bind(column!(|a| match a.verdict {
             Verdict::RetryIn(delay) => micros(delay),
-            Verdict::Completed | Verdict::DeadLetter(_) | Verdict::WaitsOn | Verdict::Postponed => {
-                unreachable!("grouped by verdict")
-            }
+            _ => unreachable!("grouped by verdict"),
         })),
         Ending::WaitsOn => query.bind(column!(|a| a.verdict == Verdict::Postponed)),
         Ending::Terminal => query
-            .bind(column!(|a| match a.verdict {
-                Verdict::DeadLetter(_) => "failed",
-                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn | Verdict::Postponed =>
-                    "completed",
-            }))
-            .bind(column!(|a| match a.verdict {
-                Verdict::DeadLetter(reason) => Some(reason.as_str()),
-                Verdict::Completed | Verdict::RetryIn(_) | Verdict::WaitsOn | Verdict::Postponed => None,
-            })),
+            .bind(column!(|a| a.verdict.final_status().expect("grouped by verdict").as_str()))
+            .bind(column!(|a| a.verdict.final_reason())),
     };
     let written: HashSet<Uuid> = query.fetch_all(connection).await?.into_iter().collect();
     Ok(attempts

@@ -118,9 +118,7 @@ impl DeliveryRecords for Database {
                     statistics.held.add(by, occurrences, fact.oldest_us.map(from_micros));
                 }
                 Fact::Open(OpenState::Processing) => statistics.processing += occurrences,
-                Fact::Completed => statistics.completed += occurrences,
-                Fact::Failed => statistics.failed += occurrences,
-                Fact::Cancelled => statistics.cancelled += occurrences,
+                Fact::Ended(status) => *statistics.ended.entry(status).or_default() += occurrences,
                 Fact::Attempt { is_retry } => {
                     statistics.attempts += occurrences;
                     if is_retry {
@@ -180,9 +178,7 @@ impl DeliveryRecords for Database {
 #[derive(Debug, Clone, Copy)]
 enum Fact {
     Open(OpenState),
-    Completed,
-    Failed,
-    Cancelled,
+    Ended(DeliveryStatus),
     Attempt { is_retry: bool },
 }
 
@@ -205,12 +201,13 @@ impl FromStr for Fact {
 
     fn from_str(name: &str) -> Result<Self, UnknownFact> {
         Ok(match name {
-            "completed" => Self::Completed,
-            "failed" => Self::Failed,
-            "cancelled" => Self::Cancelled,
             "attempt" => Self::Attempt { is_retry: false },
             "retry" => Self::Attempt { is_retry: true },
-            open => Self::Open(open.parse()?),
+            state => match state.parse::<DeliveryStatus>() {
+                Ok(status) if status.is_terminal() => Self::Ended(status),
+                // what waits is counted by what it waits for
+                Ok(_) | Err(_) => Self::Open(state.parse()?),
+            },
         })
     }
 }
@@ -502,15 +499,8 @@ impl FromRow<'_, PgRow> for DeliveryRow {
 /// The state from the status and the columns that the table's constraints demand for it.
 fn state_of(row: &PgRow) -> sqlx::Result<DeliveryState> {
     let status: DeliveryStatus = row.try_get::<&str, _>("status")?.parse().map_err(undecodable)?;
-    let next_retry_at = || row.try_get("next_retry_at");
-    let (at, reason) = (|| row.try_get("completed_at"), || row.try_get("status_reason"));
-    Ok(match status {
-        DeliveryStatus::Pending => DeliveryState::Pending { next_retry_at: next_retry_at()? },
-        DeliveryStatus::Processing => DeliveryState::Processing { next_retry_at: next_retry_at()? },
-        DeliveryStatus::Completed => DeliveryState::Completed { at: at()? },
-        DeliveryStatus::Failed => DeliveryState::Failed { at: at()?, reason: reason()? },
-        DeliveryStatus::Cancelled => DeliveryState::Cancelled { at: at()?, reason: reason()? },
-    })
+    let (due, ended) = (row.try_get("next_retry_at")?, row.try_get("completed_at")?);
+    DeliveryState::of(status, due, ended, row.try_get("status_reason")?).map_err(undecodable)
 }
 
 /// A failed probe, as a row of `webhook_probes` in JSON.
