@@ -14,10 +14,10 @@ use webhook_processor::domain::endpoint_settings::EndpointParts;
 
 use crate::BenchArgs;
 use crate::report::figures::{Figure, Samples, Unit, percentile};
-use crate::rig::Rig;
 use crate::rig::load::{self, Schedule};
 use crate::rig::payload;
 use crate::rig::program::Program;
+use crate::rig::{Rig, operator};
 
 /// Kinds of run in a round.
 pub const RUNS: usize = 2;
@@ -68,12 +68,13 @@ async fn steady(rig: &Rig, args: &BenchArgs, waiting: usize) -> anyhow::Result<V
     let store = rig.fresh().await?;
     let database = store.open();
     let endpoints = store.application(&database).api.endpoints;
-    let register = |path: &str| {
-        endpoints.register(EndpointParts {
+    let register = async |path: &str| {
+        let parts = EndpointParts {
             name: Some(path.to_owned()),
             postback_url: Some(Some(format!("http://{}{path}", receiver.address))),
             ..EndpointParts::default()
-        })
+        };
+        endpoints.register(parts, &operator()).await
     };
     let (measured, silent) = (register("/measured").await?, register(SILENT).await?);
     database.close().await;

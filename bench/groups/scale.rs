@@ -13,10 +13,10 @@ use webhook_processor::infrastructure::postgres::tell_ready;
 use super::drain::{drain, drain_fresh, fill_and_drain};
 use crate::BenchArgs;
 use crate::report::figures::{Figure, Samples, Unit, median, per_second, percentile, written};
-use crate::rig::Rig;
 use crate::rig::load::Connection;
 use crate::rig::program::Program;
 use crate::rig::store::Store;
+use crate::rig::{Rig, operator};
 
 /// Runs in a round.
 pub const RUNS: usize = 12 + PROCESSES.len();
@@ -209,9 +209,9 @@ async fn by_processes(rig: &Rig, count: usize, processes: usize) -> anyhow::Resu
     let store = rig.fresh().await?;
     let database = store.open();
     let endpoints = store.application(&database).api.endpoints;
-    let enable = |enabled| {
-        endpoints
-            .change(store.endpoint.id, EndpointParts { enabled: Some(enabled), ..EndpointParts::default() })
+    let enable = async |enabled| {
+        let parts = EndpointParts { enabled: Some(enabled), ..EndpointParts::default() };
+        endpoints.change(store.endpoint.id, parts, &operator()).await
     };
     let disabled = enable(false).await?;
     let mut workers = Vec::new();

@@ -16,6 +16,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::process::Command;
 use url::form_urlencoded::byte_serialize;
+use webhook_processor::domain::access::{Operator, Way};
 use webhook_processor::domain::address::AddressPolicy;
 use webhook_processor::domain::endpoint::Endpoint;
 use webhook_processor::domain::endpoint_settings::EndpointParts;
@@ -190,9 +191,14 @@ async fn make_template(
         postback_url: Some(Some(format!("http://{}/postback", receiver.address))),
         ..EndpointParts::default()
     };
-    let endpoint = Application::new(&database, settings).api.endpoints.register(parts).await?;
+    let endpoint = Application::new(&database, settings).api.endpoints.register(parts, &operator()).await?;
     database.close().await;
     Ok(endpoint)
+}
+
+/// Who registers the endpoints.
+pub fn operator() -> Operator {
+    Operator { name: "bench".to_owned(), way: Way::CommandLine, reason: None }
 }
 
 /// Removed when it goes out of scope.

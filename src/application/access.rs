@@ -4,15 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::CryptoRng;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::ports::{Change, KeyStore, StoreError};
-use crate::domain::access::{
-    Action, ApiKey, Caller, KeyId, NewKey, Operator, Secret, SecretDigest, Token,
-};
+use crate::domain::access::{Action, ApiKey, Caller, KeyId, NewKey, Operator, Secret, SecretDigest, Token};
 use crate::domain::invalid::Invalid;
 
 /// For how long the keys are known once they were read. A key that is revoked elsewhere is refused after this time.
@@ -61,14 +58,13 @@ impl Access {
         Self { store, ring: Mutex::default() }
     }
 
-    /// Makes a key. Its text cannot be had again.
+    /// Makes a key with a new secret. Its text cannot be had again.
     pub async fn create(
         &self,
         key: NewKey,
+        secret: Secret,
         by: &Operator,
-        random: &mut (impl CryptoRng + Send),
     ) -> Result<(ApiKey, Token), AccessError> {
-        let secret = Secret::draw(random);
         let made = serde_json::json!({
             "name": key.name,
             "scopes": key.scopes,
@@ -174,7 +170,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::*;
-    use crate::domain::access::{Way, NewKey};
+    use crate::domain::access::{NewKey, Way};
 
     /// Keys in memory, which can be made unreadable.
     #[derive(Default)]
@@ -196,7 +192,12 @@ mod tests {
 
     #[async_trait]
     impl KeyStore for Keys {
-        async fn create(&self, key: &NewKey, digest: &SecretDigest, _: &Change<'_>) -> Result<ApiKey, StoreError> {
+        async fn create(
+            &self,
+            key: &NewKey,
+            digest: &SecretDigest,
+            _: &Change<'_>,
+        ) -> Result<ApiKey, StoreError> {
             let mut keys = self.keys();
             let key = ApiKey {
                 id: KeyId::from_stored(i64::try_from(keys.len()).unwrap() + 1),
@@ -244,7 +245,8 @@ mod tests {
 
     async fn made(access: &Access, seed: u64) -> (ApiKey, String) {
         let key = NewKey::parse("shop".into(), &["read"], None).unwrap();
-        let (key, token) = access.create(key, &operator(), &mut StdRng::seed_from_u64(seed)).await.unwrap();
+        let (key, token) =
+            access.create(key, Secret::draw(&mut StdRng::seed_from_u64(seed)), &operator()).await.unwrap();
         (key, token.text())
     }
 
@@ -273,7 +275,10 @@ mod tests {
         assert!(here.recognize("whk_1_", true).await.unwrap().is_none());
         tokio::time::advance(READ_AGAIN_AFTER).await;
         let (key, text) = made(&elsewhere, 1).await;
-        assert!(here.recognize(&text, false).await.unwrap().is_none(), "nothing is read for who may not ask again");
+        assert!(
+            here.recognize(&text, false).await.unwrap().is_none(),
+            "nothing is read for who may not ask again"
+        );
         assert!(here.recognize(&text, true).await.unwrap().is_some());
         elsewhere.revoke(key.id, &operator()).await.unwrap();
         tokio::time::advance(KNOWN_FOR).await;

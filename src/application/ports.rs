@@ -342,7 +342,11 @@ pub struct Backlog {
 #[async_trait]
 pub trait EndpointStore: Send + Sync {
     /// Stores a new endpoint.
-    async fn register(&self, settings: &EndpointSettings, change: &Change<'_>) -> Result<Endpoint, StoreError>;
+    async fn register(
+        &self,
+        settings: &EndpointSettings,
+        change: &Change<'_>,
+    ) -> Result<Endpoint, StoreError>;
 
     /// Reads one endpoint, even if it was deleted.
     async fn find(&self, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
@@ -374,7 +378,12 @@ pub trait EndpointStore: Send + Sync {
 #[async_trait]
 pub trait KeyStore: Send + Sync {
     /// Stores a new key.
-    async fn create(&self, key: &NewKey, digest: &SecretDigest, change: &Change<'_>) -> Result<ApiKey, StoreError>;
+    async fn create(
+        &self,
+        key: &NewKey,
+        digest: &SecretDigest,
+        change: &Change<'_>,
+    ) -> Result<ApiKey, StoreError>;
 
     /// All keys, including revoked ones, in the order of their ids.
     async fn all(&self) -> Result<Vec<ApiKey>, StoreError>;

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::output::{plain, print_json, say, table};
 use crate::contract::keys::{CreatedKeyView, KeyView};
-use crate::domain::access::{KeyId, NewKey, Operator};
+use crate::domain::access::{KeyId, NewKey, Operator, Secret};
 use crate::infrastructure::service::Application;
 
 #[derive(Subcommand)]
@@ -30,13 +30,19 @@ pub enum KeysCommand {
     },
 }
 
-pub async fn run(command: KeysCommand, application: &Application, by: &Operator, json: bool) -> anyhow::Result<()> {
+pub async fn run(
+    command: KeysCommand,
+    application: &Application,
+    by: &Operator,
+    json: bool,
+) -> anyhow::Result<()> {
     let access = &application.api.access;
     match command {
         KeysCommand::Create { name, scopes, config_ids } => {
             let config_ids = (!config_ids.is_empty()).then_some(&config_ids[..]);
             let key = NewKey::parse(name, &scopes, config_ids)?;
-            let (key, token) = access.create(key, by, &mut rand::rng()).await?;
+            let secret = Secret::draw(&mut rand::rng());
+            let (key, token) = access.create(key, secret, by).await?;
             if json {
                 print_json(&CreatedKeyView::new(key, &token))
             } else {

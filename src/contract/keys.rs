@@ -12,7 +12,12 @@ use crate::domain::invalid::{Faults, Invalid};
 #[serde(deny_unknown_fields)]
 pub struct NewKeyBody {
     /// For people.
-    #[schema(example = "shop", min_length = 1, max_length = 200, pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$")]
+    #[schema(
+        example = "shop",
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+    )]
     name: Option<String>,
     /// What it may be used for: `enqueue`, `read`, `operate`, `manage`.
     #[schema(value_type = Vec<String>, example = json!(["enqueue", "read"]), min_items = 1)]
@@ -34,7 +39,11 @@ impl TryFrom<NewKeyBody> for NewKey {
             faults.push("scopes", "must be given");
         }
         faults.into_result()?;
-        Self::parse(body.name.unwrap_or_default(), &body.scopes.unwrap_or_default(), body.config_ids.as_deref())
+        Self::parse(
+            body.name.unwrap_or_default(),
+            &body.scopes.unwrap_or_default(),
+            body.config_ids.as_deref(),
+        )
     }
 }
 

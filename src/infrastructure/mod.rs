@@ -7,7 +7,7 @@ pub mod http;
 pub mod logs;
 pub mod metrics;
 pub mod postgres;
-mod process;
+pub(crate) mod process;
 pub mod ready_database;
 pub mod sender;
 pub mod service;

@@ -16,7 +16,9 @@ pub fn raise_open_files_limit() {
 
 /// The user and the host that a command is recorded under.
 pub fn user_name() -> String {
-    let named = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()));
+    let named = ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()));
     let user = named.unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()));
     format!("{user}@{}", host_name())
 }

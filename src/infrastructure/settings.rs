@@ -52,7 +52,11 @@ pub const SETTINGS: [Setting; 19] = [
         "",
         "keys: API calls need a key; none: they need none; unset: on loopback none, else keys",
     ),
-    setting("METRICS_AUTH", "keys", "keys: /metrics needs a key with scope read if the API needs keys; none: it never does"),
+    setting(
+        "METRICS_AUTH",
+        "keys",
+        "keys: /metrics needs a key with scope read if the API needs keys; none: it never does",
+    ),
     setting("DOCS", "on", "on or off: whether /docs and /openapi.json are answered"),
     setting("WORKER_COUNT", "10", "workers per process"),
     setting("WORKER_BATCH_SIZE", "50", "leases that each worker may hold: its attempts at one time"),
@@ -305,7 +309,11 @@ impl Source {
             request_connections: self.number("DATABASE_MAX_CONNECTIONS", 1..=1_000)?,
             data_dir: self.text("DATA_DIR")?.into(),
             listen_addr: self.parse("LISTEN_ADDR", "an address and a port, such as 127.0.0.1:8080")?,
-            auth: if self.text("AUTH")?.is_empty() { None } else { Some(self.parse("AUTH", "keys or none")?) },
+            auth: if self.text("AUTH")?.is_empty() {
+                None
+            } else {
+                Some(self.parse("AUTH", "keys or none")?)
+            },
             metrics_auth: self.parse("METRICS_AUTH", "keys or none")?,
             docs: match self.text("DOCS")?.as_str() {
                 "on" => true,

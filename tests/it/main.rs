@@ -1,5 +1,6 @@
 //! Behaviour, tested through the front door: a real PostgreSQL, a database a test, and real receivers.
 
+mod access;
 mod audit;
 mod cli;
 mod delivery;

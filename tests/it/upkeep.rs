@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use webhook_processor::infrastructure::http::{self, Operations};
+use webhook_processor::infrastructure::http::{self, Asks, Door, Openness, Operations};
 use webhook_processor::infrastructure::postgres::Database;
 use webhook_processor::infrastructure::service::{Application, Role};
 
@@ -568,7 +568,13 @@ async fn api_without_upkeep(database: &TestDatabase) -> ApiClient {
     let operations = Operations::new(repositories, metrics(), settings.ready_age_max);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let api = ApiClient::new(format!("http://{}", listener.local_addr().unwrap()));
-    tokio::spawn(async { axum::serve(listener, http::router(operations, Some(application.api))).await });
+    let openness = Openness {
+        door: Door::new(application.api.access.clone(), Asks::NothingOfAnyone),
+        guards_metrics: false,
+        shows_docs: false,
+    };
+    let router = http::router(operations, Some(application.api), openness);
+    tokio::spawn(async { axum::serve(listener, router).await });
     api
 }
 

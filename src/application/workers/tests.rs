@@ -15,7 +15,7 @@ use crate::application::circuits::Circuits;
 use crate::application::deliver::AttemptLimits;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{
-    CircuitStore, Claim, Claimed, EndpointStore, HeldCircuit, Incoming, Promotion, Sender, Settled,
+    Change, CircuitStore, Claim, Claimed, EndpointStore, HeldCircuit, Incoming, Promotion, Sender, Settled,
     StoreError, Stored, UnsuccessfulProbe, UnusedLease,
 };
 use crate::domain::attempt::{Answer, AttemptOutcome};
@@ -154,7 +154,7 @@ impl EndpointStore for Store {
         Ok(vec![endpoint()])
     }
 
-    async fn register(&self, _: &EndpointSettings) -> Result<Endpoint, StoreError> {
+    async fn register(&self, _: &EndpointSettings, _: &Change<'_>) -> Result<Endpoint, StoreError> {
         unreachable!("there is one endpoint")
     }
 
@@ -168,11 +168,12 @@ impl EndpointStore for Store {
         _: DateTime<Utc>,
         _: &EndpointSettings,
         _: Option<CircuitCommand>,
+        _: &Change<'_>,
     ) -> Result<Option<Endpoint>, StoreError> {
         unreachable!("it stays as it is")
     }
 
-    async fn delete(&self, _: EndpointId) -> Result<bool, StoreError> {
+    async fn delete(&self, _: EndpointId, _: &Change<'_>) -> Result<bool, StoreError> {
         unreachable!("it stays")
     }
 }
@@ -197,7 +198,7 @@ impl CircuitStore for Store {
         unreachable!("nothing fails")
     }
 
-    async fn probe_now(&self, _: EndpointId) -> Result<bool, StoreError> {
+    async fn probe_now(&self, _: EndpointId, _: &Change<'_>) -> Result<bool, StoreError> {
         unreachable!("nothing fails")
     }
 

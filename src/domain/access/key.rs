@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use rand::{CryptoRng, Rng as _};
+use rand::CryptoRng;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -108,7 +108,10 @@ impl Scopes {
         scopes.sort_unstable();
         scopes.dedup();
         if scopes.is_empty() {
-            return Err(Invalid::field("scopes", "must name at least one of enqueue, read, operate and manage"));
+            return Err(Invalid::field(
+                "scopes",
+                "must name at least one of enqueue, read, operate and manage",
+            ));
         }
         Ok(Self(scopes))
     }
@@ -214,7 +217,11 @@ pub struct NewKey {
 
 impl NewKey {
     /// Accepts a name, scopes, and the numbers of the endpoints that the key is bound to.
-    pub fn parse<T: AsRef<str>>(name: String, scopes: &[T], config_ids: Option<&[i64]>) -> Result<Self, Invalid> {
+    pub fn parse<T: AsRef<str>>(
+        name: String,
+        scopes: &[T],
+        config_ids: Option<&[i64]>,
+    ) -> Result<Self, Invalid> {
         let mut faults = Faults::default();
         faults.note(bounded_text("name", &name, NAME_CHARS_MAX));
         let scopes = faults.note(Scopes::parse(scopes));

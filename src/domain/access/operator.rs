@@ -100,10 +100,14 @@ impl Action {
     /// The scope that allows it.
     pub fn scope(self) -> Scope {
         match self {
-            Self::ProbeConfig | Self::RetryDelivery | Self::CancelDelivery | Self::ReplayDelivery => Scope::Operate,
-            Self::RegisterConfig | Self::ChangeConfig | Self::DeleteConfig | Self::CreateKey | Self::RevokeKey => {
-                Scope::Manage
+            Self::ProbeConfig | Self::RetryDelivery | Self::CancelDelivery | Self::ReplayDelivery => {
+                Scope::Operate
             }
+            Self::RegisterConfig
+            | Self::ChangeConfig
+            | Self::DeleteConfig
+            | Self::CreateKey
+            | Self::RevokeKey => Scope::Manage,
         }
     }
 }

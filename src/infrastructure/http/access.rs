@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use governor::clock::{Clock as _, DefaultClock};
@@ -87,6 +87,12 @@ impl Door {
         Self { access, asks, wrong_keys: Arc::new(RateLimiter::keyed(quota)) }
     }
 
+    /// Who sends a request, if it is someone who has `scope`.
+    async fn admits(&self, headers: &HeaderMap, address: IpAddr, scope: Scope) -> Result<Caller, Refusal> {
+        let caller = self.caller(headers, address).await?;
+        if caller.may(scope) { Ok(caller) } else { Err(Refusal::Lacks(scope)) }
+    }
+
     /// Who sends a request.
     async fn caller(&self, headers: &HeaderMap, address: IpAddr) -> Result<Caller, Refusal> {
         if self.asks == Asks::NothingOfAnyone {
@@ -142,7 +148,9 @@ impl From<Refusal> for ApiError {
                 "this is not the text of a valid API key",
                 r#"Bearer realm="webhook-processor", error="invalid_token""#,
             ),
-            Refusal::TooManyWrongKeys(wait) => Self::too_many_requests("too many wrong keys came from this address", wait),
+            Refusal::TooManyWrongKeys(wait) => {
+                Self::too_many_requests("too many wrong keys came from this address", wait)
+            }
             Refusal::NotFromHere => Self::forbidden(
                 "without keys, only requests to localhost are answered, and none from pages of other sites; \
                  set AUTH=keys and make a key, or set AUTH=none",
@@ -192,7 +200,7 @@ pub(super) async fn admit(State(door): State<Door>, mut request: Request, next: 
         error!(path, "a route has no scope");
         return ApiError::unexpected().into_response();
     };
-    match enter(&door, &request, scope).await {
+    match door.admits(request.headers(), address_of(&request), scope).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -203,17 +211,16 @@ pub(super) async fn admit(State(door): State<Door>, mut request: Request, next: 
 
 /// Lets in whoever may see the metrics.
 pub(super) async fn admit_to_metrics(State(door): State<Door>, request: Request, next: Next) -> Response {
-    match enter(&door, &request, METRICS_SCOPE).await {
+    match door.admits(request.headers(), address_of(&request), METRICS_SCOPE).await {
         Ok(_) => next.run(request).await,
         Err(refusal) => ApiError::from(refusal).into_response(),
     }
 }
 
-async fn enter(door: &Door, request: &Request, scope: Scope) -> Result<Caller, Refusal> {
+/// Where a request comes from.
+fn address_of(request: &Request) -> IpAddr {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let address = peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
-    let caller = door.caller(request.headers(), address).await?;
-    if caller.may(scope) { Ok(caller) } else { Err(Refusal::Lacks(scope)) }
+    peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
 }
 
 /// The caller that [`admit`] let in.
@@ -290,7 +297,14 @@ mod tests {
         for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080", "a.localhost"] {
             assert!(is(Some(host), None), "{host}");
         }
-        for host in ["evil.example", "evil.example:8080", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.evil.example"] {
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "10.0.0.1",
+            "localhost.evil.example",
+            "",
+            "127.0.0.1.evil.example",
+        ] {
             assert!(!is(Some(host), None), "{host}");
         }
         assert!(is(None, None));

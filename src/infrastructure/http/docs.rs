@@ -10,13 +10,13 @@ use http_body_util::BodyExt as _;
 use tracing::error;
 use utoipa::openapi::response::{Response as Answer, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Type};
-use utoipa::openapi::{Content, PathItem, Ref, RefOr, Schema};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Content, PathItem, Ref, RefOr, Schema};
 use utoipa::{IntoResponses, Modify, OpenApi};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::error::{ApiError, PROBLEM_JSON, Problem};
 use super::access::{METRICS_SCOPE, scope_of};
+use super::error::{ApiError, PROBLEM_JSON, Problem};
 use super::{api_routes, health_routes, metrics_routes};
 
 #[derive(OpenApi)]

@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::extract::{ApiJson, ApiPath};
 use crate::contract::Page;
 use crate::contract::keys::{CreatedKeyView, KeyView, NewKeyBody};
-use crate::domain::access::{Caller, KeyId, NewKey, Scope};
+use crate::domain::access::{Caller, KeyId, NewKey, Scope, Secret};
 
 const TAG: &str = "keys";
 
@@ -31,7 +31,8 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     let key = NewKey::try_from(body)?;
     check_no_more(&caller, &key)?;
-    let (key, token) = api.access.create(key, &by, &mut rand::rng()).await?;
+    let secret = Secret::draw(&mut rand::rng());
+    let (key, token) = api.access.create(key, secret, &by).await?;
     let headers = [(header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, headers, Json(CreatedKeyView::new(key, &token))).into_response())
 }
@@ -40,7 +41,10 @@ pub async fn create(
 fn check_no_more(caller: &Caller, key: &NewKey) -> Result<(), ApiError> {
     match key.scopes.iter().find(|scope: &Scope| !caller.may(*scope)) {
         None => Ok(()),
-        Some(scope) => Err(ApiError::forbidden_field("scopes", format!("must not include {scope}, which the key that asks lacks"))),
+        Some(scope) => Err(ApiError::forbidden_field(
+            "scopes",
+            format!("must not include {scope}, which the key that asks lacks"),
+        )),
     }
 }
 

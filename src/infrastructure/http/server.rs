@@ -92,7 +92,10 @@ fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME_MAX)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(AddExtension::new(router, ConnectInfo(peer))));
+        .serve_connection(
+            TokioIo::new(Box::pin(stream)),
+            TowerToHyperService::new(AddExtension::new(router, ConnectInfo(peer))),
+        );
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         let _permit = permit;

@@ -15,7 +15,12 @@ use crate::domain::invalid::Invalid;
 
 #[async_trait]
 impl KeyStore for Database {
-    async fn create(&self, key: &NewKey, digest: &SecretDigest, change: &Change<'_>) -> Result<ApiKey, StoreError> {
+    async fn create(
+        &self,
+        key: &NewKey,
+        digest: &SecretDigest,
+        change: &Change<'_>,
+    ) -> Result<ApiKey, StoreError> {
         let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
         let config_ids = key.config_ids.as_ref();
         let config_ids: Option<Vec<i64>> = config_ids.map(|ids| ids.iter().map(|id| id.get()).collect());

@@ -257,24 +257,24 @@ impl Database {
         let rerouted = within!(self.engine, ENGINE_LIMIT, |connection| async {
             let mut transaction = connection.begin().await?;
             let row = sqlx::query!(
-            r#"-- queue.reroute
+                r#"-- queue.reroute
             select first_queue_id, first_cancelled
             from webhook_reroute($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"#,
-            delivery.replay_of.map(QueueId::get),
-            reason,
-            delivery.queue_id.get(),
-            delivery.event_type.as_str(),
-            delivery.event_id,
-            delivery.config_id.get(),
-            delivery.config_revision,
-            delivery.webhook_url,
-            delivery.url_params,
-            i16::from(delivery.priority.get()),
-            i16::from(delivery.max_retries),
-            delivery.scheduled_at,
-            delivery.correlation_id,
-            delivery.traceparent,
-        )
+                delivery.replay_of.map(QueueId::get),
+                reason,
+                delivery.queue_id.get(),
+                delivery.event_type.as_str(),
+                delivery.event_id,
+                delivery.config_id.get(),
+                delivery.config_revision,
+                delivery.webhook_url,
+                delivery.url_params,
+                i16::from(delivery.priority.get()),
+                i16::from(delivery.max_retries),
+                delivery.scheduled_at,
+                delivery.correlation_id,
+                delivery.traceparent,
+            )
             .fetch_optional(&mut *transaction)
             .await?;
             let rerouted = row.map(|row| match (row.first_queue_id, row.first_cancelled) {

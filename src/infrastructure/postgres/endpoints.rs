@@ -47,7 +47,11 @@ macro_rules! endpoints {
 
 #[async_trait]
 impl EndpointStore for Database {
-    async fn register(&self, settings: &EndpointSettings, change: &Change<'_>) -> Result<Endpoint, StoreError> {
+    async fn register(
+        &self,
+        settings: &EndpointSettings,
+        change: &Change<'_>,
+    ) -> Result<Endpoint, StoreError> {
         let stored = within!(self.requests, REQUEST_LIMIT, |connection| async {
             let mut transaction = connection.begin().await?;
             let stored = endpoints!(

@@ -43,15 +43,26 @@ impl Answer {
 pub struct ApiClient {
     pub base: String,
     pub client: Client,
+    /// The text of the API key that it presents.
+    pub key: Option<String>,
 }
 
 impl ApiClient {
     pub fn new(base: impl Into<String>) -> Self {
-        Self { base: base.into(), client: Client::builder().no_proxy().build().unwrap() }
+        Self { base: base.into(), client: Client::builder().no_proxy().build().unwrap(), key: None }
+    }
+
+    /// The same service, asked with a key.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.base))
+        let request = self.client.request(method, format!("{}{path}", self.base));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     pub async fn send(&self, request: RequestBuilder) -> Answer {
