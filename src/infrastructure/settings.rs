@@ -206,7 +206,9 @@ impl Settings {
 
 /// The setting that a name is probably a misspelling of. `None` for the names of other programs.
 fn misspelt(name: &str) -> Option<&'static str> {
-    let near = |setting: &&Setting| strsim::damerau_levenshtein(name, setting.name) <= 2;
+    // a short name is near to many others: AUTH to PATH
+    let near =
+        |setting: &&Setting| setting.name.len() >= 8 && strsim::damerau_levenshtein(name, setting.name) <= 2;
     if is_setting(name) { None } else { SETTINGS.iter().find(near).map(|setting| setting.name) }
 }
 

@@ -394,6 +394,7 @@ fn the_table_of_routes_and_scopes_is_true() {
             listed.insert((route.trim_matches('`').to_owned(), scope.clone()));
         }
     }
-    let routes = routes().into_iter().filter_map(|(method, path, scope)| Some((format!("{method} {path}"), scope?)));
+    let routes =
+        routes().into_iter().filter_map(|(method, path, scope)| Some((format!("{method} {path}"), scope?)));
     assert_eq!(listed, routes.collect());
 }
