@@ -71,7 +71,7 @@ impl ReadyDatabase {
                 );
             }
             let server = EmbeddedPostgres::start(&options).await?;
-            info!("private PostgreSQL; look inside with: {}", server.psql_command());
+            info!("using a private PostgreSQL; open it with: {}", server.psql_command());
             (server.connect_options(), "DATA_DIR", Some(Embedded { options, server }))
         };
         let mut database = Database::reached_by(options.clone(), setting, settings.request_connections);
@@ -171,7 +171,7 @@ async fn keep_running(options: EmbeddedOptions, database: Database, stop: Cancel
             Ok(second_hold) => match second_hold.stop().await {
                 Ok(_) => warn!("the private PostgreSQL did not answer, and was started again if it had died"),
                 Err(error) => {
-                    warn!(error = format!("{error:#}"), "the private PostgreSQL is in a strange state");
+                    warn!(error = format!("{error:#}"), "cannot release the private PostgreSQL after a check");
                 }
             },
             Err(error) => error!(

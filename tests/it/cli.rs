@@ -247,7 +247,7 @@ async fn a_config_is_named_by_its_id_or_by_its_name_if_that_is_its_own() {
     for (args, words) in [
         (
             ["configs", "show", "twin"],
-            format!("2 configs are named \"twin\": say which by its id, {twin} or {other_twin}"),
+            format!("2 configs are named \"twin\": give an id instead, {twin} or {other_twin}"),
         ),
         (["configs", "show", "nobody"], "there is no config named \"nobody\"".to_owned()),
         (["stats", "--config", "4711"], "there is no config 4711".to_owned()),

@@ -1,4 +1,4 @@
-//! The HTTP API: routes, what all requests share, and the server. One file a resource.
+//! The HTTP API: routes, what all requests share, and the server. One file per resource.
 
 mod bulk;
 mod configs;
@@ -37,23 +37,23 @@ use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
 use crate::application::ports::{CircuitStore, DeliveryRecords};
 
-/// Names a request in answers and logs.
+/// Identifies a request in answers and logs.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest request id of a caller that is taken over.
+/// A longer request id of a caller is replaced by one of ours.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// What handlers work with.
+/// What the handlers of the API use.
 #[derive(Clone)]
 pub struct Api {
-    /// Accepts events.
+    /// Events in.
     pub enqueue: Arc<Enqueue>,
-    /// Shows and acts on deliveries.
+    /// Deliveries, and what people do with them.
     pub deliveries: Arc<ManageDeliveries>,
-    /// Looks after configs.
+    /// Configs, which the domain calls endpoints.
     pub endpoints: Arc<ManageEndpoints>,
 }
 
-/// What the routes for operators work with.
+/// What the handlers for operators use.
 #[derive(Clone)]
 pub struct Operations {
     database: Database,
@@ -84,14 +84,14 @@ impl Operations {
         }
     }
 
-    /// The process is not ready while one of these keeps failing.
+    /// Makes the process not ready while one of these duties keeps failing.
     #[must_use]
     pub fn watching(mut self, duties: Arc<Duties>) -> Self {
         self.duties = duties;
         self
     }
 
-    /// The API answers only after this.
+    /// Makes the API answer 503 until `begun` is noted.
     #[must_use]
     pub fn after(mut self, begun: Begun) -> Self {
         self.begun = begun;
@@ -99,12 +99,12 @@ impl Operations {
     }
 }
 
-/// Whether the service has begun. Until its database is ready, the API has nothing to answer with.
+/// Whether the database has been ready once. Before that, the API cannot answer anything.
 #[derive(Debug, Clone, Default)]
 pub struct Begun(Arc<AtomicBool>);
 
 impl Begun {
-    /// It has, before anyone could ask.
+    /// For a process whose database is ready already.
     fn already() -> Self {
         Self(Arc::new(AtomicBool::new(true)))
     }
@@ -113,14 +113,13 @@ impl Begun {
         self.0.load(Ordering::Acquire)
     }
 
-    /// It has.
+    /// Notes that the database is ready.
     pub fn note(&self) {
         self.0.store(true, Ordering::Release);
     }
 }
 
-/// Answers 503 as long as the database is not ready. Why it is not is for operators: it stands in the log and under
-/// /health/ready.
+/// Answers 503 until the database is ready. The reason is for operators: the log and /health/ready show it.
 async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -> Response {
     if begun.has() {
         return next.run(request).await;
@@ -128,7 +127,7 @@ async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -
     ApiError::unavailable("the service is starting and waits for its database; try again").into_response()
 }
 
-/// The routes for callers, with their documentation.
+/// The routes for callers, with their OpenAPI documentation.
 fn api_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(docs::description())
         .routes(routes!(webhooks::enqueue, webhooks::list))
@@ -144,7 +143,7 @@ fn api_routes() -> OpenApiRouter<Api> {
         .routes(routes!(configs::probe))
 }
 
-/// The routes for operators, with their documentation.
+/// The routes for operators, with their OpenAPI documentation.
 fn operations_routes() -> OpenApiRouter<Operations> {
     OpenApiRouter::new()
         .routes(routes!(operations::health))
@@ -153,7 +152,7 @@ fn operations_routes() -> OpenApiRouter<Operations> {
         .routes(routes!(operations::metrics))
 }
 
-/// All routes; those for callers only where there is an `api` behind them.
+/// All routes; without an `api`, only those for operators.
 pub fn router(operations: Operations, api: Option<Api>) -> Router {
     let begun = operations.begun.clone();
     let (operations_router, _) = operations_routes().with_state(operations).split_for_parts();
@@ -175,7 +174,7 @@ pub fn router(operations: Operations, api: Option<Api>) -> Router {
         .layer(from_fn(observe))
 }
 
-/// Names, measures and logs each request. The query is left out: it may hold what is nobody's business.
+/// Gives each request an id, a log span and a metric. The span leaves out the query, which may hold private data.
 async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
@@ -201,7 +200,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// A method as a label: callers may make names up, and each new one would be kept for ever.
+/// A method as a label of a metric. Callers can invent methods, and each new label would use memory permanently.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -215,7 +214,7 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// The caller's id if it is short and plain, else a new one.
+/// The caller's request id if it is short and plain, else a new one.
 fn request_id(request: &Request) -> HeaderValue {
     let given = request.headers().get(REQUEST_ID).filter(|id| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())

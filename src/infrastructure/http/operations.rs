@@ -17,20 +17,20 @@ use crate::application::ports::{Backlog, DeliveryRecords, HeldCircuit, StoreErro
 use crate::domain::statistics::Held;
 
 const TAG: &str = "operations";
-/// How old the backlog may be that metrics tell of, at least.
+/// The shortest time between two reads of the backlog.
 const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
-/// Reading it costs more the larger it is; it is read so seldom that this many times the cost lies in between.
+/// A large backlog takes long to read, so the next read waits this many times as long as the last one took.
 const BACKLOG_REST: u32 = 20;
-/// How long an answer about health waits for the backlog.
+/// How long a health check waits for the backlog.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
-/// How many circuits metrics tell of, of those that are not closed.
+/// The most circuits that metrics show; closed ones are not shown.
 const CIRCUITS_MAX: usize = 1_000;
 
-/// How much is waiting, read at most every few seconds.
+/// The backlog, read at most every few seconds.
 pub struct BacklogSample {
     records: Arc<dyn DeliveryRecords>,
     last: std::sync::Mutex<Option<Sample>>,
-    /// Held by whoever reads.
+    /// Held during a read, so that only one is under way.
     reading: Mutex<()>,
 }
 
@@ -41,13 +41,12 @@ struct Sample {
 }
 
 impl BacklogSample {
-    /// Nothing is read yet.
     pub fn new(records: Arc<dyn DeliveryRecords>) -> Self {
         Self { records, last: std::sync::Mutex::default(), reading: Mutex::default() }
     }
 
     fn last(&self) -> Option<Sample> {
-        // a sample is replaced whole, whatever panics
+        // a panic cannot leave half a sample behind: it is replaced as a whole
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -71,8 +70,8 @@ impl BacklogSample {
         Ok(backlog)
     }
 
-    /// As recent as can be had soon, for callers who cannot wait; the reading goes on without them. `None`: nothing could be
-    /// read yet.
+    /// For callers that cannot wait long: the last backlog if a new one takes too long; its read goes on in the background.
+    /// `None` if none has been read yet.
     async fn recent_soon(self: &Arc<Self>) -> Option<Backlog> {
         let sample = self.clone();
         let reading = tokio::spawn(async move { sample.recent().await });
@@ -90,9 +89,9 @@ pub struct CircuitGauges {
 }
 
 impl CircuitGauges {
-    /// Shows these, and no longer those that were shown before.
+    /// Shows these circuits, and sets all earlier gauges to 0.
     fn show(&self, circuits: &[HeldCircuit]) {
-        // a panic elsewhere leaves plain gauges behind
+        // a panic elsewhere leaves a usable list behind
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         for gauge in shown.drain(..) {
             gauge.set(0.0);
@@ -107,18 +106,18 @@ impl CircuitGauges {
     }
 }
 
-/// How a process is.
+/// The health of a process.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HealthView {
     /// `ok` or `failing`.
     status: &'static str,
-    /// Of this program.
+    /// The version of this program.
     version: &'static str,
-    /// What was looked at; empty where nothing was.
+    /// What was checked; empty for liveness.
     checks: Vec<CheckView>,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
     /// `database`, `migrations`, `oldest_ready_delivery`, `held_deliveries`, `writes`, `duties` or
@@ -126,7 +125,7 @@ pub struct CheckView {
     name: &'static str,
     /// `ok` or `failing`.
     status: &'static str,
-    /// In words.
+    /// The finding, in words.
     detail: String,
 }
 
@@ -143,8 +142,8 @@ fn check(name: &'static str, well: bool, detail: impl Into<String>) -> CheckView
 
 /// Overall health: the same as readiness.
 #[utoipa::path(get, path = "/health", tag = TAG, responses(
-    (status = 200, description = "All is well", body = HealthView),
-    (status = 503, description = "Something is not", body = HealthView),
+    (status = 200, description = "Every check is ok", body = HealthView),
+    (status = 503, description = "A check is failing", body = HealthView),
 ))]
 pub async fn health(state: State<Operations>) -> impl IntoResponse {
     ready(state).await
@@ -158,8 +157,8 @@ pub async fn live() -> impl IntoResponse {
     health_view(vec![])
 }
 
-/// Whether the process can do its work: the database answers, its schema is new enough, what is written is committed,
-/// deliveries do not pile up, and nothing that is done over and over keeps failing.
+/// Whether the process can do its work: the database answers, its schema is new enough, writes are committed, deliveries do
+/// not pile up, and no recurring duty keeps failing.
 #[utoipa::path(get, path = "/health/ready", tag = TAG, responses(
     (status = 200, description = "Ready", body = HealthView),
     (status = 503, description = "Not ready", body = HealthView),
@@ -176,7 +175,7 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
             let detail = if migrated {
                 "all applied".to_owned()
             } else {
-                // a start that waits knows better
+                // a service that is waiting for its database knows more
                 let trouble = operations.database.trouble();
                 trouble.unwrap_or_else(|| "missing; run webhook-processor migrate".to_owned())
             };
@@ -191,7 +190,7 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
                 checks.push(check(
                     "start",
                     false,
-                    "the service is starting; its API answers 503 until it has",
+                    "the service is starting; until it has started, its API answers 503",
                 ));
             }
         }
@@ -206,7 +205,7 @@ async fn writes(operations: &Operations) -> CheckView {
     }
 }
 
-/// What the process does over and over: promotion, upkeep.
+/// The recurring duties of the process: promotion and upkeep.
 fn duties(operations: &Operations) -> CheckView {
     const NAME: &str = "duties";
     let failing = operations.duties.that_keep_failing();
@@ -217,7 +216,7 @@ fn duties(operations: &Operations) -> CheckView {
     check(NAME, false, format!("keep failing: {}", failing.join("; ")))
 }
 
-/// How long a check waits for the database: whoever asks has little patience.
+/// How long a check waits for the database, since health checks have short time limits.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
 
 async fn oldest_ready(operations: &Operations) -> CheckView {
@@ -228,7 +227,7 @@ async fn oldest_ready(operations: &Operations) -> CheckView {
     };
     match age {
         Err(_) => check(NAME, false, "cannot be read"),
-        // what is held may wait all the same
+        // held deliveries may be waiting all the same
         Ok(None) => check(NAME, true, "nothing waits that could be claimed"),
         Ok(Some(age)) => {
             let detail = format!("has waited {} ms; the limit is {} ms", age.as_millis(), limit.as_millis());
@@ -256,7 +255,7 @@ fn show_backlog(backlog: &Backlog) {
     metrics::gauge!("webhook_oldest_held_age_seconds").set(held.oldest_age.unwrap_or_default().as_secs_f64());
 }
 
-/// What is held is no failure of this service: operators and receivers have their reasons. But it is not idle, either.
+/// Held deliveries are shown, but are no failure of this service: a pause, a limit or a receiver holds them.
 async fn held_deliveries(operations: &Operations) -> CheckView {
     const NAME: &str = "held_deliveries";
     match operations.backlog.recent_soon().await {
@@ -284,7 +283,7 @@ fn in_words(held: &Held) -> String {
     format!("{} {are} held, the oldest for {age}: {}", held.total(), reasons.join(", "))
 }
 
-/// A duration in its largest unit.
+/// A duration, rounded down, in a unit that suits its size.
 fn rough(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..=119 => format!("{seconds} s"),
@@ -305,7 +304,7 @@ pub async fn metrics(State(operations): State<Operations>) -> impl IntoResponse 
         metrics::gauge!("webhook_pool_connections", "pool" => pool, "state" => "idle")
             .set(f64::from(open) - in_use);
     }
-    // without the database the rest is still worth telling
+    // without the database, the other metrics are still shown
     if let Ok(backlog) = operations.backlog.recent().await {
         show_backlog(&backlog);
     }
