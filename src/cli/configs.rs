@@ -111,7 +111,7 @@ pub struct ConfigArgs {
     /// The most attempts that begin per second: 1 to 100000, or none for no limit [new config: none]
     #[arg(long, value_name = "N", value_parser = limit)]
     rate_limit_per_second: Option<Limit>,
-    /// The circuit opens at this share of failed attempts: above 0, up to 1, or none for never [new config: 0.8]
+    /// The circuit opens at this share of failed attempts: above 0, up to 1, or none to open it only by hand [new config: 0.8]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     circuit_failure_rate: Option<Share>,
     /// The window in which these attempts are counted, in milliseconds: 1000 to 3600000 [new config: 60000]

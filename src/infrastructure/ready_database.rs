@@ -171,7 +171,10 @@ async fn keep_running(options: EmbeddedOptions, database: Database, stop: Cancel
             Ok(second_hold) => match second_hold.stop().await {
                 Ok(_) => warn!("the private PostgreSQL did not answer, and was started again if it had died"),
                 Err(error) => {
-                    warn!(error = format!("{error:#}"), "cannot release the private PostgreSQL after a check");
+                    warn!(
+                        error = format!("{error:#}"),
+                        "cannot release the private PostgreSQL after a check"
+                    );
                 }
             },
             Err(error) => error!(

@@ -67,7 +67,11 @@ pub const SETTINGS: [Setting; 16] = [
         "non-public networks that may be called, comma-separated, such as 127.0.0.0/8",
     ),
     setting("ARCHIVE_RETENTION", "90d", "how long terminal deliveries are kept; at least 1d"),
-    setting("READY_AGE_MAX", "15m", "/health/ready fails while the oldest ready delivery has waited longer than this"),
+    setting(
+        "READY_AGE_MAX",
+        "15m",
+        "/health/ready fails while the oldest ready delivery has waited longer than this",
+    ),
     setting(
         "LOG_LEVEL",
         "info",

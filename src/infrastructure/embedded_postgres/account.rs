@@ -37,7 +37,8 @@ impl Account {
                 return Ok(Self { uid: metadata.uid(), gid: metadata.gid(), from_root: true });
             }
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot read the owner of {}", directory.display()));
+                return Err(error)
+                    .with_context(|| format!("cannot read the owner of {}", directory.display()));
             }
             _ => {}
         }
@@ -46,7 +47,9 @@ impl Account {
                 return Ok(Self { uid, gid, from_root: true });
             }
         }
-        bail!("PostgreSQL refuses to run as root, and this machine has neither a user `postgres` nor `nobody`")
+        bail!(
+            "PostgreSQL refuses to run as root, and this machine has neither a user `postgres` nor `nobody`"
+        )
     }
 
     pub(super) fn uid(&self) -> u32 {

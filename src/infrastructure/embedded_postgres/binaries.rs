@@ -193,7 +193,10 @@ mod tests {
     #[test]
     fn old_programs_are_refused() {
         let message = Binaries::choose(&[binaries("/old", 14)], None).unwrap_err().to_string();
-        assert!(message.contains("PostgreSQL 15 or newer is needed, but only 14 in /old was found"), "{message}");
+        assert!(
+            message.contains("PostgreSQL 15 or newer is needed, but only 14 in /old was found"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -158,7 +158,8 @@ fn make_private(path: &Path, account: Account) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error).with_context(|| format!("cannot create {}", path.display())),
     }
-    let found = fs::symlink_metadata(path).with_context(|| format!("cannot read the permissions of {}", path.display()))?;
+    let found = fs::symlink_metadata(path)
+        .with_context(|| format!("cannot read the permissions of {}", path.display()))?;
     ensure!(
         found.is_dir() && account.made_by(found.uid()) && found.mode() & 0o777 == 0o700,
         "{} should be a directory that only user {} may enter, but is not; inspect it, then remove it",

@@ -313,7 +313,9 @@ async fn create_database(connection: &mut PgConnection) -> Result<()> {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context("the thread that manages the private PostgreSQL ended early")?
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("the thread that manages the private PostgreSQL ended early")?
 }
 
 #[cfg(test)]

@@ -274,8 +274,10 @@ fn data_major(data: &Path) -> Result<Option<u32>> {
     let path = data.join("PG_VERSION");
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let major =
-                text.trim().parse().with_context(|| format!("{} does not contain a version", path.display()))?;
+            let major = text
+                .trim()
+                .parse()
+                .with_context(|| format!("{} does not contain a version", path.display()))?;
             Ok(Some(major))
         }
         Err(_) if fs::read_dir(data).map_or(true, |mut entries| entries.next().is_none()) => Ok(None),

@@ -108,9 +108,11 @@ fn describe_tls(error: &rustls::Error) -> String {
             "it is for a name other than the one in the URL".to_owned()
         }
         CertificateError::Revoked => "it was revoked; the receiver must renew it".to_owned(),
-        CertificateError::BadSignature => "its signature is not valid: the certificate is damaged or forged, or was signed \
+        CertificateError::BadSignature => {
+            "its signature is not valid: the certificate is damaged or forged, or was signed \
                                            by another key than that of the authority that it names"
-            .to_owned(),
+                .to_owned()
+        }
         other => other.to_string(),
     };
     format!("the receiver's certificate is refused: {reason}")
