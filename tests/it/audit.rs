@@ -389,7 +389,7 @@ async fn a_condition_on_completed_at_leaves_older_archives_unread() {
     }
 }
 
-/// An attempt, as the API and the view both tell it.
+/// An attempt, as both the API and the view show it.
 type AttemptFacts =
     (i64, DateTime<Utc>, Option<DateTime<Utc>>, Option<i64>, Option<i64>, Option<String>, Option<String>);
 

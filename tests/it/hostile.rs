@@ -28,7 +28,7 @@ const MEMORY_MB_MAX: u64 = 200;
 #[derive(Debug, Clone, Copy)]
 enum Behaviour {
     Answer(&'static [u8]),
-    /// The same again and again after a beginning, for ever.
+    /// A beginning, and then the same bytes without end.
     Endless {
         beginning: &'static [u8],
         again: &'static [u8],
