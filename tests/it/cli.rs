@@ -285,7 +285,7 @@ async fn help_gives_the_defaults_of_a_new_config() {
     };
     let help = help_of(&["configs", "register"]);
     for default in ["30000", "6", "1000", "300000", "0.25", "2", "none", "0.8", "60000", "20", "5000"] {
-        assert!(help.contains(&format!("[of a new config: {default}]")), "{default} is missing in {help}");
+        assert!(help.contains(&format!("[new config: {default}]")), "{default} is missing in {help}");
     }
     let help = help_of(&["enqueue"]);
     assert!(help.contains("a second payment"), "{help}");
