@@ -34,19 +34,18 @@ use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
 
-/// What handlers work with.
+/// What the handlers of the API use.
 #[derive(Clone)]
 pub struct Api {
-    /// Accepts events.
+    /// Events in.
     pub enqueue: Arc<Enqueue>,
-    /// Shows and acts on deliveries.
+    /// Deliveries, and what people do with them.
     pub deliveries: Arc<ManageDeliveries>,
-    /// Looks after configs.
+    /// Configs, which the domain calls endpoints.
     pub endpoints: Arc<ManageEndpoints>,
 }
 
-/// Answers 503 as long as the database is not ready. Why it is not is for operators: it stands in the log and under
-/// /health/ready.
+/// Answers 503 until the database is ready. The reason is for operators: the log and /health/ready show it.
 async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -> Response {
     if begun.has() {
         return next.run(request).await;
@@ -54,7 +53,7 @@ async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -
     ApiError::unavailable("the service is starting and waits for its database; try again").into_response()
 }
 
-/// The routes for callers, with their documentation.
+/// The routes for callers, with their OpenAPI documentation.
 fn api_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(docs::description())
         .routes(routes!(webhooks::enqueue, webhooks::list))
@@ -70,7 +69,7 @@ fn api_routes() -> OpenApiRouter<Api> {
         .routes(routes!(configs::probe))
 }
 
-/// The routes for operators, with their documentation.
+/// The routes for operators, with their OpenAPI documentation.
 fn operations_routes() -> OpenApiRouter<Operations> {
     OpenApiRouter::new()
         .routes(routes!(health::health))
@@ -79,7 +78,7 @@ fn operations_routes() -> OpenApiRouter<Operations> {
         .routes(routes!(metrics::metrics))
 }
 
-/// All routes; those for callers only where there is an `api` behind them.
+/// All routes; without an `api`, only those for operators.
 pub fn router(operations: Operations, api: Option<Api>) -> Router {
     let begun = operations.begun.clone();
     let (operations_router, _) = operations_routes().with_state(operations).split_for_parts();
