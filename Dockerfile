@@ -1,4 +1,4 @@
-# The binary alone on Debian. PostgreSQL is elsewhere: set DATABASE_URL.
+# Only the binary, on Debian. The image contains no PostgreSQL: set DATABASE_URL.
 
 FROM rust:1-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
@@ -6,8 +6,8 @@ WORKDIR /build
 # as in .cargo/config.toml
 ENV SQLX_OFFLINE=true JEMALLOC_SYS_WITH_MALLOC_CONF=dirty_decay_ms:1000,muzzy_decay_ms:0
 
-# Dependencies change seldom: compiled for empty sources, they stay a layer of their own. The tests stay empty, and
-# the benchmark harness is not there at all.
+# Dependencies change seldom. Compiled with empty sources, they are a layer that stays cached. The tests stay empty, and the
+# benchmark harness is left out.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests/it \
     && echo 'fn main() {}' > src/main.rs \
@@ -16,12 +16,12 @@ RUN mkdir -p src tests/it \
     && rm -r src
 
 COPY . .
-# Cargo goes by times of change, and those of a checkout may be older than the empty sources.
+# Cargo compares modification times, and those of a checkout may be older than those of the empty sources.
 RUN touch src/lib.rs src/main.rs \
     && cargo build --release --locked --bin webhook-processor
 
 FROM debian:bookworm-slim
-# Receivers are reached by TLS, which needs the certificates of the authorities.
+# TLS to receivers needs the certificates of the authorities.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \

@@ -1,4 +1,4 @@
-# `make help` lists what there is to do. RELEASE=1 builds with optimisations: slower to build, several times faster.
+# `make help` lists the targets. RELEASE=1 builds with optimisations: the build is slower, the program several times faster.
 
 BASE_URL ?= http://127.0.0.1:8080
 N ?= 20
@@ -9,7 +9,7 @@ ifdef RELEASE
 profile := --release
 endif
 
-# What is deployed; `cargo build` alone builds the benchmark harness, too.
+# The program that is deployed. `cargo build` alone also builds the benchmark harness.
 program := --bin webhook-processor
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,6 @@ help: ## list the targets
 prerequisites:
 	@scripts/install-prerequisites
 
-# Receivers on this machine are allowed for local trials, unless EGRESS_ALLOW says otherwise, here or in .env.
 .PHONY: deps
 deps: prerequisites ## fetch all dependencies
 	cargo fetch --locked
@@ -36,15 +35,16 @@ dev-setup: prerequisites deps ## prepare a clone: .env, dependencies, a migrated
 	[ -e .env ] || cp .env.example .env
 	cargo run --locked $(profile) -- migrate
 
+# For local trials, receivers on this machine are allowed, unless EGRESS_ALLOW is set, in the environment or in .env.
 .PHONY: run
-run: prerequisites ## run the API and the workers (RELEASE=1 for speed); without DATABASE_URL on a private PostgreSQL
+run: prerequisites ## run the API and the workers (RELEASE=1 for speed); if DATABASE_URL is unset, with a private PostgreSQL
 	@if [ -z "$${EGRESS_ALLOW+set}" ] && ! grep -Eqs '^[[:space:]]*(export[[:space:]]+)?EGRESS_ALLOW=' .env; then \
 		export EGRESS_ALLOW=127.0.0.0/8,::1/128; \
 	fi; \
 	exec cargo run --locked $(profile) -- serve
 
 .PHONY: test
-test: prerequisites ## run all tests, on a private PostgreSQL of their own (PG=15, 16, 17 or 18 chooses its version)
+test: prerequisites ## run all tests, with a private PostgreSQL of their own (PG=15, 16, 17 or 18 chooses its version)
 	@bin=$(if $(PG),$$(scripts/install-postgres $(PG)),$${PG_BINDIR:-}) || exit 1; \
 	[ -z "$$bin" ] || export PG_BINDIR="$$bin"; \
 	exec cargo test --locked $(profile)
@@ -65,7 +65,7 @@ check-documents: prerequisites ## check /openapi.json and /metrics of a running 
 	scripts/check-documents
 
 .PHONY: openapi
-openapi: prerequisites ## write docs/openapi.json anew after a change of the API
+openapi: prerequisites ## regenerate docs/openapi.json after a change of the API
 	WRITE_OPENAPI=1 cargo test --locked --quiet --test it the_openapi_document_is_committed
 
 .PHONY: check-scripts
@@ -77,10 +77,10 @@ check-dependencies: prerequisites ## check licences, banned crates and sources o
 	scripts/check-dependencies
 
 .PHONY: chaos
-chaos: prerequisites ## cut, kill, stall and restart everything while events come in (SEEDS="1 2", or MINUTES=60 of random ones)
+chaos: prerequisites ## cut, kill, stall and restart everything while events arrive (SEEDS="1 2", or MINUTES=60 of random ones)
 	$(if $(SEEDS),SEEDS="$(SEEDS)") $(if $(MINUTES),MINUTES=$(MINUTES)) cargo test --locked $(profile) --test chaos
 
-# The harness is a program of its own, which starts the one that it measures from beside itself.
+# The harness is a separate program. It starts the program that it measures, which lies in the same directory.
 bench := $(or $(CARGO_TARGET_DIR),target)/release/webhook-processor-bench
 
 .PHONY: bench-build
@@ -92,7 +92,7 @@ bench: bench-build ## measure this machine and write docs/benchmarks.md (20 minu
 	$(bench) --write .
 
 .PHONY: bench-peers
-bench-peers: bench-build ## the same for other queues, side by side with ours
+bench-peers: bench-build ## measure other queues side by side with ours
 	scripts/install-bench-prerequisites
 	$(bench) --only peers --write . \
 		--peer 'graphile-worker=bench/peers/run graphile-worker' \
@@ -107,11 +107,11 @@ migrate: prerequisites ## bring the database up to date
 prepare: prerequisites ## regenerate .sqlx and schema/ after a change of a query or a migration
 	scripts/prepare-queries
 
-# Connects without a request, which the receiver would count.
+# Connects without sending a request, because the receiver counts requests.
 receiver_listens := { curl -s --max-time 1 telnet://127.0.0.1:9000 </dev/null >/dev/null; [ $$? -ne 7 ]; }
 
 .PHONY: create-sample-webhooks
-create-sample-webhooks: prerequisites ## send N=20 webhooks to a running server, with a receiver for their duration
+create-sample-webhooks: prerequisites ## enqueue N=20 events at a running server, and start a receiver for them if none runs
 	@receiver=; \
 	if ! $(receiver_listens); then \
 		cargo build --locked --quiet $(program) $(profile) || exit 1; \
@@ -140,7 +140,7 @@ docker-up: ## start PostgreSQL, the API on port 8080 and a worker in containers
 	docker compose up --build --detach
 
 .PHONY: docker-down
-docker-down: ## stop the containers; the data stays in its volume
+docker-down: ## stop the containers; the data is kept in its volume
 	docker compose down
 
 .PHONY: docker-logs

@@ -1,9 +1,9 @@
-//! The benchmark: what this machine can do, part by part, on a PostgreSQL of its own. Not a test: it fails nothing.
+//! The benchmark: measures what this machine can do, on a PostgreSQL of its own. It is not a test: no figure makes it fail.
 //!
-//! It is no part of the program that it measures. What a process of that program does is measured on one, which is started
-//! from beside this program; what a part of it does alone is measured by calling the library.
+//! It is not part of the program that it measures. To measure a whole process, it starts the program that lies beside it; to
+//! measure a single part, it calls the library.
 //!
-//! Runs take turns in rounds, so that what else happens on the machine meets all kinds of run alike; medians are
+//! Different kinds of run take turns in rounds, so that other load on the machine affects all of them alike. Medians are
 //! reported.
 
 mod groups;
@@ -30,38 +30,38 @@ use crate::report::figures::{Section, Sections, rounded};
 use crate::report::record;
 use crate::rig::Rig;
 
-/// As in the program that is measured: workers also run in this one.
+/// The same as in the measured program, because workers also run in this one.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// Measures this machine: sender, queue, and both together, on a PostgreSQL of its own.
+/// Measures this machine: the sender, the queue, and both together, on a PostgreSQL of its own.
 ///
-/// It starts the `webhook-processor` that lies beside it; `cargo build --release` builds both.
+/// It measures the `webhook-processor` in its own directory; `cargo build --release` builds both.
 #[derive(Parser)]
 #[command(name = "webhook-processor-bench", version, about)]
 pub struct BenchArgs {
     /// Print JSON instead of tables, for other programs.
     #[arg(long)]
     json: bool,
-    /// Deliveries of each run; what is larger or smaller is a multiple of it.
+    /// Deliveries per run; larger and smaller runs scale with it.
     #[arg(long, default_value_t = 40_000, value_parser = clap::value_parser!(u32).range(1_000..))]
     deliveries: u32,
-    /// Runs of each kind; their median is reported.
+    /// Runs per kind; the median is reported.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Connections that enqueue at the same time.
+    /// The number of connections that enqueue at the same time.
     #[arg(long, default_value_t = 50)]
     connections: usize,
-    /// Only these groups of figures, comma-separated; by default all but soak and peers.
+    /// Measure only these groups of figures, comma-separated; by default all except for soak and peers.
     #[arg(long, value_delimiter = ',', value_name = "GROUP")]
     only: Vec<Group>,
-    /// How long the soak lasts.
+    /// Duration of the soak, in minutes.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     minutes: u32,
-    /// Another queue to measure beside ours; docs/benchmarks.md says what the command must do. May be repeated.
+    /// Another queue to compare with; docs/benchmarks.md describes what the command must do. May be repeated.
     #[arg(long = "peer", value_name = "NAME=COMMAND")]
     peers: Vec<Peer>,
-    /// The repository in which to write bench/figures.json, docs/benchmarks.md and its chart.
+    /// The repository in which bench/figures.json, docs/benchmarks.md and its chart are written.
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
 }
@@ -112,7 +112,7 @@ async fn run(args: BenchArgs) -> anyhow::Result<()> {
     };
     rig.close().await?;
 
-    // what was measured before something failed is shown all the same
+    // if a measurement fails, the figures before it are still shown
     if args.json {
         print_json(&sections)?;
     } else {
@@ -134,7 +134,7 @@ async fn measure(rig: &Rig, args: &BenchArgs, sections: &mut Sections) -> anyhow
         let (figures, remarks) = Box::pin(group.measure(rig, args))
             .await
             .with_context(|| format!("measuring {}", group.name()))?;
-        // what rates are compared by, from one run to the next
+        // rates of different runs are compared relative to this ceiling
         let ceiling = match (ceiling, figures.iter().find(|figure| figure.name == ceiling::BOTH)) {
             (Some(known), _) => known,
             (None, Some(figure)) => *ceiling.insert(figure.value),

@@ -67,45 +67,45 @@ CREATE TABLE webhook_queue (
 ) PARTITION BY RANGE (completed_at);
 COMMENT ON TABLE webhook_queue IS 'Deliveries: each is one event owed to one endpoint. Open ones are in webhook_queue_open, terminal ones in an archive of the day on which they ended.';
 COMMENT ON COLUMN webhook_queue.id IS 'A running number for people; not indexed.';
-COMMENT ON COLUMN webhook_queue.queue_id IS 'Names the delivery (UUIDv7).';
+COMMENT ON COLUMN webhook_queue.queue_id IS 'Identifies the delivery (UUIDv7).';
 COMMENT ON COLUMN webhook_queue.event_type IS '+credit or -debit.';
-COMMENT ON COLUMN webhook_queue.event_id IS 'Names the event; the queue_id where the caller gave none.';
+COMMENT ON COLUMN webhook_queue.event_id IS 'Identifies the event; equal to queue_id if the caller gave no id.';
 COMMENT ON COLUMN webhook_queue.config_id IS 'The endpoint, a row of webhook_configs. Checked when the delivery is accepted; a foreign key would cost a quarter of the enqueue rate.';
-COMMENT ON COLUMN webhook_queue.webhook_url IS 'The complete URL, built when the delivery was accepted: what is requested, to the letter.';
-COMMENT ON COLUMN webhook_queue.url_params IS 'The parameters as the caller gave them, in that order.';
+COMMENT ON COLUMN webhook_queue.webhook_url IS 'The complete URL, built when the delivery was accepted and requested exactly like this.';
+COMMENT ON COLUMN webhook_queue.url_params IS 'The parameters as the caller gave them, in the same order.';
 COMMENT ON COLUMN webhook_queue.priority IS '0 (critical) to 3 (low).';
 COMMENT ON COLUMN webhook_queue.max_retries IS 'Attempts after the first, 0 to 6.';
-COMMENT ON COLUMN webhook_queue.correlation_id IS 'The caller''s own id for what led to the event.';
-COMMENT ON COLUMN webhook_queue.traceparent IS 'W3C trace context of the enqueue, sent on with each attempt.';
+COMMENT ON COLUMN webhook_queue.correlation_id IS 'The caller''s own id for whatever caused the event.';
+COMMENT ON COLUMN webhook_queue.traceparent IS 'W3C trace context of the enqueue, sent with each attempt.';
 COMMENT ON COLUMN webhook_queue.replay_of IS 'The terminal delivery that this one repeats.';
 COMMENT ON COLUMN webhook_queue.created_at IS 'When the delivery was accepted.';
 COMMENT ON COLUMN webhook_queue.status IS 'pending, processing, completed, failed or cancelled.';
 COMMENT ON COLUMN webhook_queue.worker_id IS 'Lease: the worker that holds it.';
-COMMENT ON COLUMN webhook_queue.locked_at IS 'Lease: when it was taken; with worker_id it is what a settle must name.';
-COMMENT ON COLUMN webhook_queue.lock_expires_at IS 'Lease: when another worker may take the delivery over.';
+COMMENT ON COLUMN webhook_queue.locked_at IS 'Lease: when it was taken. A settle must name it together with worker_id.';
+COMMENT ON COLUMN webhook_queue.lock_expires_at IS 'Lease: from when on another worker may take over the delivery.';
 COMMENT ON COLUMN webhook_queue.abandoned_by IS 'The worker whose lease expired before it reported an outcome; until the delivery is sent again, its outcome is still accepted.';
 COMMENT ON COLUMN webhook_queue.abandoned_at IS 'When that lease was taken.';
 COMMENT ON COLUMN webhook_queue.updated_at IS 'When the row last changed.';
-COMMENT ON COLUMN webhook_queue.retry_count IS 'Number of the attempt that is next, under way, or was the last.';
-COMMENT ON COLUMN webhook_queue.next_retry_at IS 'When the next attempt is due, or was.';
-COMMENT ON COLUMN webhook_queue.ready_since IS 'Since when it may be claimed; NULL while it waits for next_retry_at, and once it is terminal.';
-COMMENT ON COLUMN webhook_queue.completed_at IS 'When it became terminal.';
-COMMENT ON COLUMN webhook_queue.status_reason IS 'Why it failed or was cancelled.';
-COMMENT ON COLUMN webhook_queue.settled_in IS 'The transaction that made it terminal; statistics count each delivery once by it.';
+COMMENT ON COLUMN webhook_queue.retry_count IS 'Number of the attempt that is next or under way. It is kept when the delivery ends.';
+COMMENT ON COLUMN webhook_queue.next_retry_at IS 'When the next attempt is due. It is kept when the delivery ends.';
+COMMENT ON COLUMN webhook_queue.ready_since IS 'Since when the delivery may be claimed; NULL while it waits for next_retry_at, and once it is terminal.';
+COMMENT ON COLUMN webhook_queue.completed_at IS 'When the delivery became terminal.';
+COMMENT ON COLUMN webhook_queue.status_reason IS 'Why the delivery failed or was cancelled.';
+COMMENT ON COLUMN webhook_queue.settled_in IS 'The transaction that made the delivery terminal; with it, statistics count each delivery once.';
 COMMENT ON COLUMN webhook_queue.deleted_at IS 'Set by an operator to leave the row out of lists; the service itself never sets it.';
 DO $$
 BEGIN
   FOR n IN 0..6 LOOP
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_started_at IS ''Attempt %s: when it began.''', n, n);
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_completed_at IS ''Attempt %s: when it ended.''', n, n);
-    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_duration_ms IS ''Attempt %s: time from connect to the end of the body, in milliseconds; NULL if unknown.''', n, n);
+    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_duration_ms IS ''Attempt %s: time from connecting to the end of the response body, in milliseconds; NULL if unknown.''', n, n);
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_http_status IS ''Attempt %s: status of the response; NULL if none came.''', n, n);
-    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_response_body IS ''Attempt %s: first RESPONSE_BODY_MAX bytes of the response.''', n, n);
-    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_error IS ''Attempt %s: what went wrong, in words; NULL if nothing did.''', n, n);
+    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_response_body IS ''Attempt %s: first RESPONSE_BODY_MAX bytes of the response body.''', n, n);
+    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_error IS ''Attempt %s: what went wrong, in words; NULL if nothing went wrong.''', n, n);
   END LOOP;
 END $$;
 
--- Holds open rows only, so it stays small however long the history is. Because of the CHECK, an archive can be added without a
+-- Holds open rows only, so it stays small even with a long history. Because of the CHECK, an archive can be added without a
 -- scan of this partition.
 CREATE TABLE webhook_queue_open PARTITION OF webhook_queue (
   CONSTRAINT "the open partition holds open deliveries" CHECK (completed_at IS NULL),
@@ -127,13 +127,13 @@ CREATE TABLE webhook_event_keys (
   -- event_id first, so that an event can be found by its id alone
   PRIMARY KEY (event_id, event_type, config_id)
 );
-COMMENT ON TABLE webhook_event_keys IS 'Events that callers named, so that the same event makes one delivery an endpoint, and replays, so that a delivery is replayed once. A table of its own: settles need not maintain its index.';
+COMMENT ON TABLE webhook_event_keys IS 'The keys of events that callers named, so that the same event makes one delivery per endpoint, and of replays, so that a delivery is replayed once. It is a separate table, so that settles need not maintain its index.';
 COMMENT ON COLUMN webhook_event_keys.config_id IS 'The endpoint.';
 COMMENT ON COLUMN webhook_event_keys.event_type IS 'The event''s type, or `replay`.';
-COMMENT ON COLUMN webhook_event_keys.event_id IS 'The event''s id, as the caller gave it; of a replay, the delivery that it repeats.';
+COMMENT ON COLUMN webhook_event_keys.event_id IS 'The event''s id, as the caller gave it; for a replay, the queue_id of the delivery that it repeats.';
 COMMENT ON COLUMN webhook_event_keys.queue_id IS 'The delivery that the first enqueue made.';
-COMMENT ON COLUMN webhook_event_keys.remembered_at IS 'When that was; the key is forgotten with the archive of its delivery, that of a replay with the archive of the delivery that it repeats.';
-COMMENT ON COLUMN webhook_event_keys.cancelled_at IS 'When the delivery was cancelled: whoever sends the event again is told that nothing will be delivered.';
+COMMENT ON COLUMN webhook_event_keys.remembered_at IS 'When the key was stored. It is deleted with the archive of its delivery; the key of a replay with the archive of the delivery that was replayed.';
+COMMENT ON COLUMN webhook_event_keys.cancelled_at IS 'When the delivery was cancelled. Anyone who sends the event again gets an error, because nothing will be delivered.';
 
 -- Failed probes are numbered, so that their count is still known after all but the newest 100 of a delivery are removed.
 CREATE TABLE webhook_probes (
@@ -148,16 +148,16 @@ CREATE TABLE webhook_probes (
   response_body text,
   error text
 );
-COMMENT ON TABLE webhook_probes IS 'Requests that were made to see whether a receiver is back, and failed: they use up no attempt of their deliveries. The newest 100 of each delivery are kept. One that succeeds is the attempt itself.';
-COMMENT ON COLUMN webhook_probes.id IS 'A running number.';
+COMMENT ON TABLE webhook_probes IS 'Failed probes: requests that checked whether a receiver works again. They use up no attempt of their deliveries. The newest 100 per delivery are kept. A probe that succeeds counts as the attempt.';
+COMMENT ON COLUMN webhook_probes.id IS 'A sequence number.';
 COMMENT ON COLUMN webhook_probes.queue_id IS 'The delivery that was sent.';
-COMMENT ON COLUMN webhook_probes.number IS 'Which failed probe of its delivery it is, from 1: the highest says how many there were, of which the newest 100 are kept.';
-COMMENT ON COLUMN webhook_probes.attempt IS 'The number that the attempt would have had.';
+COMMENT ON COLUMN webhook_probes.number IS 'The number of this failed probe among those of its delivery, from 1. The highest one is their total.';
+COMMENT ON COLUMN webhook_probes.attempt IS 'The number of the attempt that the probe would have been.';
 COMMENT ON COLUMN webhook_probes.started_at IS 'When it began.';
 COMMENT ON COLUMN webhook_probes.completed_at IS 'When it ended.';
-COMMENT ON COLUMN webhook_probes.duration_ms IS 'Time from connect to the end of the body, in milliseconds.';
+COMMENT ON COLUMN webhook_probes.duration_ms IS 'Time from connecting to the end of the response body, in milliseconds.';
 COMMENT ON COLUMN webhook_probes.http_status IS 'Status of the response; NULL if none came.';
-COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response body.';
 COMMENT ON COLUMN webhook_probes.error IS 'What went wrong, in words.';
 
 CREATE INDEX webhook_probes_number ON webhook_probes (queue_id, number);
@@ -183,7 +183,7 @@ CROSS JOIN LATERAL (
   FROM webhook_probes p WHERE p.queue_id = q.queue_id
 ) AS a (attempt, started_at, completed_at, duration_ms, http_status, response_body, error, probe)
 WHERE a.started_at IS NOT NULL;
-COMMENT ON VIEW webhook_attempts IS 'One row an attempt, failed probes among them (probe): what was requested, when, and what the receiver said. A condition on delivery_completed_at leaves archives out.';
+COMMENT ON VIEW webhook_attempts IS 'One row per attempt, including failed probes (probe): what was requested, when, and what the receiver answered. A condition on delivery_completed_at skips archives.';
 
 CREATE VIEW webhook_dead_letters AS
 SELECT q.queue_id, q.config_id, c.name AS config_name, q.event_type, q.event_id, q.webhook_url, q.url_params,
@@ -198,22 +198,22 @@ CROSS JOIN LATERAL (VALUES
   (6, q.retry_6_http_status, q.retry_6_error)
 ) AS a (attempt, http_status, error)
 WHERE q.status = 'failed' AND q.completed_at IS NOT NULL AND a.attempt = q.retry_count;
-COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt: nothing will attempt them again unless asked.';
+COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt. They are not attempted again unless someone replays them.';
 
 -- Why deliveries are held: due, but not to be claimed. The reason is a state of the endpoint. The first reason that applies
--- counts: a paused endpoint is paused, whatever its circuit and limits say.
+-- counts: a disabled endpoint counts as paused, even if its circuit or a limit would hold deliveries, too.
 CREATE VIEW webhook_holds AS
 SELECT c.id AS config_id,
        CASE WHEN NOT c.enabled THEN 'paused'
             WHEN c.circuit_state <> 'closed' THEN 'circuit_open'
             WHEN c.max_in_flight IS NOT NULL OR c.rate_limit_per_second IS NOT NULL THEN 'limited' END AS held_by
 FROM webhook_configs c;
-COMMENT ON VIEW webhook_holds IS 'Why due deliveries of an endpoint wait: paused, circuit_open (half open, too), limited (max_in_flight or rate_limit_per_second); NULL: they could be claimed now.';
+COMMENT ON VIEW webhook_holds IS 'Why due deliveries of an endpoint wait: paused, circuit_open (also if half open), limited (max_in_flight or rate_limit_per_second); NULL: they could be claimed now.';
 
 -- The deliveries of an event, with their replays and the replays of these. The caller checks that each row has the event's id,
--- because an event may be named like some other delivery.
--- The cast to uuid stands inside a CASE. In an AND it could be evaluated before the condition that guards it, as PostgreSQL 18
--- does.
+-- because the id of an event may equal the id of another delivery.
+-- The cast to uuid is inside a CASE. In an AND, PostgreSQL could evaluate it before the condition that guards it, and version
+-- 18 does.
 CREATE FUNCTION webhook_deliveries_of_event(p_event_id text) RETURNS SETOF uuid
 LANGUAGE sql STABLE
 SET enable_seqscan = off

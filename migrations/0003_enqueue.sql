@@ -84,7 +84,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION webhook_enqueue(uuid[], text[], text[], boolean[], bigint[], timestamptz[], text[], text[], smallint[],
     smallint[], timestamptz[], text[], text[], uuid[], text[], bigint[])
-  IS 'Stores deliveries, each event once for each endpoint, under a lease where one is wanted and can be had; answers those that are leased, and those that it did not store.';
+  IS 'Stores deliveries, each event once per endpoint, under a lease if one is wanted and possible. Returns those that are leased, and those that it did not store.';
 
 -- Sends a waiting delivery to another URL: cancels it and stores a new delivery that refers to it, in one transaction.
 -- Returns no row if the delivery no longer waits. Otherwise returns one row: NULLs if the new delivery is stored, or else what
@@ -119,8 +119,8 @@ BEGIN
     -- the endpoint has changed at this moment: nothing is done
     RAISE EXCEPTION 'the endpoint has changed' USING ERRCODE = 'serialization_failure';
   END IF;
-  -- the event's key now belongs to the new delivery: whoever sends the event again gets that id
+  -- the event's key now belongs to the new delivery: anyone who sends the event again gets that id
   UPDATE webhook_event_keys k SET queue_id = p_queue_id, cancelled_at = NULL
   WHERE k.event_id = p_event_id AND k.config_id = p_config_id AND k.queue_id = p_replay_of AND k.event_type <> 'replay';
 END $$;
-COMMENT ON FUNCTION webhook_reroute IS 'Cancels a delivery that waits, and stores another in its place, to another URL.';
+COMMENT ON FUNCTION webhook_reroute IS 'Cancels a waiting delivery, and stores a new one to another URL in its place.';

@@ -27,7 +27,7 @@ BEGIN
     WHERE q.ready_since IS NULL ORDER BY q.next_retry_at LIMIT 1)::bigint;
   RETURN NEXT;
 END $$;
-COMMENT ON FUNCTION webhook_promote IS 'Makes ready what was scheduled for a time that has come.';
+COMMENT ON FUNCTION webhook_promote IS 'Makes scheduled deliveries ready when they are due.';
 
 -- How many attempts per second may begin at an endpoint whose circuit has just closed: 10 in the first second, then twice as
 -- many in each second, for ten seconds. NULL: as many as its limits allow.
@@ -58,7 +58,7 @@ RETURN (
       AND (webhook_is_at(front.webhook_url, c.postback_url) OR webhook_is_at(front.webhook_url, c.chargeback_url))
   )
   SELECT coalesce((SELECT queue_id FROM candidates WHERE retry_count = 0 LIMIT 1), (SELECT queue_id FROM candidates LIMIT 1)));
-COMMENT ON FUNCTION webhook_fresh_probe IS 'The delivery that an open circuit is best probed with.';
+COMMENT ON FUNCTION webhook_fresh_probe IS 'The best delivery to probe an open circuit with.';
 
 -- Where the front of a long line ends; NULL if the line is not long. Leased deliveries are in the front, because claims begin
 -- there. So expired leases are found without a look at millions of waiting deliveries.
@@ -410,7 +410,7 @@ AS $$
          OR q.abandoned_by = kept.worker_id AND q.abandoned_at = kept.given_back)
   RETURNING q.queue_id
 $$;
-COMMENT ON FUNCTION webhook_release IS 'Gives leases back that nobody uses.';
+COMMENT ON FUNCTION webhook_release IS 'Gives back leases that nobody uses.';
 
 -- The same for all leases of worker names that are no longer in use, except for the deliveries in p_kept. It reads the whole
 -- open partition, so it is called only after a claim whose answer was lost.

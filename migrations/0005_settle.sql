@@ -65,7 +65,7 @@ BEGIN
         WHERE %6$s
         RETURNING q.queue_id;
       END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, format(fence, n));
-    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_retry IS %L', n, format('Writes attempts of number %s that another one follows.', n));
+    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_retry IS %L', n, format('Writes attempts with the number %s that are followed by another attempt.', n));
     END IF;
 
     EXECUTE format($f$
@@ -86,7 +86,7 @@ BEGIN
         FROM settled
         RETURNING webhook_queue.queue_id;
       END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, kept, earlier, format(fence, n));
-    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_terminal IS %L', n, format('Writes attempts of number %s that ended their deliveries.', n));
+    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_terminal IS %L', n, format('Writes attempts with the number %s that ended their deliveries.', n));
   END LOOP;
 
   SELECT string_agg(format(
@@ -101,7 +101,7 @@ BEGIN
         DELETE FROM webhook_queue_open q USING wanted w
         WHERE q.queue_id = w.queue_id AND q.status = 'pending'
         RETURNING q.*),
-      -- whoever sends the event again must learn that it was cancelled
+      -- anyone who sends the event again must learn that it was cancelled
       noted AS (
         UPDATE webhook_event_keys k SET cancelled_at = now() FROM cancelled c
         WHERE k.config_id = c.config_id AND k.queue_id = c.queue_id
@@ -113,9 +113,9 @@ BEGIN
       RETURNING webhook_queue.queue_id;
     END $body$ $f$, pinned, kept, earlier);
 END $write$;
-COMMENT ON FUNCTION webhook_write_settles IS 'Writes webhook_settle_N_retry, webhook_settle_N_terminal and webhook_cancel anew, for the columns that webhook_queue has.';
+COMMENT ON FUNCTION webhook_write_settles IS 'Recreates webhook_settle_N_retry, webhook_settle_N_terminal and webhook_cancel for the current columns of webhook_queue.';
 DO $$ BEGIN PERFORM webhook_write_settles(); END $$;
-COMMENT ON FUNCTION webhook_cancel IS 'Ends pending deliveries with a reason; those under a lease are left as they are, and are missing from the answer.';
+COMMENT ON FUNCTION webhook_cancel IS 'Cancels pending deliveries with a reason, and returns them. Deliveries under a lease are left as they are.';
 
 -- Writes probes that failed. Their deliveries keep waiting as if nothing had been sent, but behind the others: a delivery that
 -- its receiver never accepts must not keep the circuit open. The delay is one second and doubles each time, up to an hour.
@@ -162,7 +162,7 @@ BEGIN
   )
   SELECT w.queue_id FROM written w;
 END $$;
-COMMENT ON FUNCTION webhook_settle_probe IS 'Writes requests that failed and used up no attempt, and lets their deliveries wait on.';
+COMMENT ON FUNCTION webhook_settle_probe IS 'Writes failed probes, which use up no attempt, and lets their deliveries wait on.';
 
 -- Cancels at most p_limit open deliveries of deleted endpoints. Leased deliveries are left until their lease ends.
 CREATE FUNCTION webhook_cancel_orphans(p_limit int) RETURNS bigint

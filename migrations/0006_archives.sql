@@ -33,7 +33,7 @@ BEGIN
   END LOOP;
   RETURN created;
 END $$;
-COMMENT ON FUNCTION webhook_ensure_archives IS 'Creates the archives of today and the days ahead where they are missing.';
+COMMENT ON FUNCTION webhook_ensure_archives IS 'Creates missing archives for today and the days ahead.';
 
 -- Adds the index for lists to one archive whose day is over. No settle pays for the index, because nothing is written to that
 -- archive any more. Returns whether there was such an archive. Each archive has its own transaction, because a long one delays
@@ -77,7 +77,7 @@ BEGIN
   END LOOP;
   RETURN summarized;
 END $$;
-COMMENT ON FUNCTION webhook_summarize_archives IS 'Lets counts of statistics pass over what was counted.';
+COMMENT ON FUNCTION webhook_summarize_archives IS 'Lets counts of statistics skip what was counted before.';
 
 -- Retention. Keys and failed probes are kept exactly as long as their delivery can be found. An event's key and the failed probes
 -- go with the archive of their delivery. The key of a replay goes with the archive of the delivery that was replayed. After a
@@ -89,11 +89,11 @@ CREATE TABLE webhook_retired_archives (
   forgotten_upto uuid,
   dropped_at timestamptz
 );
-COMMENT ON TABLE webhook_retired_archives IS 'Archives that were past the retention: detached first, then cleared of what guarded their deliveries, then dropped.';
-COMMENT ON COLUMN webhook_retired_archives.archive IS 'The name of its table.';
-COMMENT ON COLUMN webhook_retired_archives.retired_at IS 'When it was detached: from then on nothing in it is found, replayed or shown.';
-COMMENT ON COLUMN webhook_retired_archives.forgotten_upto IS 'Up to this queue_id the keys and failed probes of its deliveries are forgotten; NULL: none are yet.';
-COMMENT ON COLUMN webhook_retired_archives.dropped_at IS 'When its table was dropped; NULL: that is yet to be done.';
+COMMENT ON TABLE webhook_retired_archives IS 'Archives that are past the retention. They are detached first; then the keys and failed probes of their deliveries are deleted; then they are dropped.';
+COMMENT ON COLUMN webhook_retired_archives.archive IS 'The name of the table.';
+COMMENT ON COLUMN webhook_retired_archives.retired_at IS 'When it was detached. Since then, its deliveries are not found, replayed or shown.';
+COMMENT ON COLUMN webhook_retired_archives.forgotten_upto IS 'Up to this queue_id, the keys and failed probes of its deliveries are deleted; NULL: none are yet.';
+COMMENT ON COLUMN webhook_retired_archives.dropped_at IS 'When the table was dropped; NULL: not yet.';
 
 -- Detaches the archives whose whole day lies before now() - p_retention, oldest first, and returns their names. All processes
 -- together detach at most p_per_hour archives per hour: a clock that is months ahead, or a mistyped retention, must not cost the
@@ -120,7 +120,7 @@ BEGIN
     RETURN NEXT old;
   END LOOP;
 END $$;
-COMMENT ON FUNCTION webhook_retire_archives IS 'Retention: detaches old archives, a few in an hour.';
+COMMENT ON FUNCTION webhook_retire_archives IS 'Retention: detaches old archives, a few per hour.';
 
 -- Deletes the keys and failed probes of the next p_limit deliveries of the oldest detached archive, and drops the archive when
 -- none are left. Each call is a transaction; the next call, by any process, continues where it ended. Returns no row if nothing
@@ -184,4 +184,4 @@ BEGIN
   UPDATE webhook_retired_archives r SET dropped_at = now() WHERE r.archive = retired.archive;
   RETURN QUERY SELECT retired.archive, 0::bigint, true;
 END $$;
-COMMENT ON FUNCTION webhook_forget_retired IS 'Retention: forgets, step by step, what guarded the deliveries of detached archives, and drops these.';
+COMMENT ON FUNCTION webhook_forget_retired IS 'Retention: deletes, step by step, the keys and failed probes of detached archives, and then drops the archives.';

@@ -12,23 +12,23 @@ CREATE TABLE webhook_statistics (
   PRIMARY KEY (config_id, period_start, fact, duration_ms),
   CONSTRAINT "a fact is a final status or a kind of attempt" CHECK (fact IN ('completed', 'failed', 'cancelled', 'attempt', 'retry'))
 );
-COMMENT ON TABLE webhook_statistics IS 'Terminal deliveries and their attempts, counted. What is not counted yet is in the archives from webhook_statistics_progress on.';
-COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all together.';
-COMMENT ON COLUMN webhook_statistics.period_start IS 'When the period began that the delivery became terminal in.';
-COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled: a delivery; attempt or retry: a first attempt or a later one.';
-COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of those attempts, to three significant digits; -1 where there is none.';
-COMMENT ON COLUMN webhook_statistics.occurrences IS 'How many.';
-COMMENT ON COLUMN webhook_statistics.duration_total_ms IS 'Sum of their exact durations.';
+COMMENT ON TABLE webhook_statistics IS 'Counts of terminal deliveries and their attempts. webhook_statistics_progress shows which deliveries are counted.';
+COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all endpoints together.';
+COMMENT ON COLUMN webhook_statistics.period_start IS 'The start of the period in which the deliveries became terminal.';
+COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled counts deliveries; attempt counts first attempts, retry counts later ones.';
+COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of the attempts in milliseconds, to three significant digits; -1 if there is none.';
+COMMENT ON COLUMN webhook_statistics.occurrences IS 'The number of deliveries or attempts.';
+COMMENT ON COLUMN webhook_statistics.duration_total_ms IS 'Sum of the exact durations of the attempts.';
 
 CREATE TABLE webhook_statistics_progress (
   only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
   counted_before bigint NOT NULL,
   counted_at timestamptz NOT NULL
 );
-COMMENT ON TABLE webhook_statistics_progress IS 'How far webhook_statistics has come.';
+COMMENT ON TABLE webhook_statistics_progress IS 'Which deliveries webhook_statistics has counted.';
 COMMENT ON COLUMN webhook_statistics_progress.only_row IS 'There is one row.';
 COMMENT ON COLUMN webhook_statistics_progress.counted_before IS 'Deliveries settled in an earlier transaction than this one are counted.';
-COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When the latest of them ended, or now() where that was later.';
+COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When the latest counted delivery ended, but not later than the time of the count.';
 INSERT INTO webhook_statistics_progress (counted_before, counted_at) VALUES (0, '-infinity');
 
 -- Rounds to three significant digits: exact below one second, and at most 2,800 different values up to 5 minutes.
@@ -78,7 +78,7 @@ BEGIN
     $facts$, least(p_since, now()) - interval '1 day')
   USING p_from, p_before;
 END $$;
-COMMENT ON FUNCTION webhook_facts IS 'What the statistics count, of the deliveries settled in a range of transactions.';
+COMMENT ON FUNCTION webhook_facts IS 'What the statistics count of the deliveries that were settled in a range of transactions.';
 
 -- Counts the deliveries that were settled since the last call, in at most p_transactions transactions, so that a long gap is
 -- closed in short steps. Transactions below the oldest one still under way cannot add rows any more, so each delivery is counted
@@ -183,7 +183,7 @@ BEGIN
   GET DIAGNOSTICS forgotten = ROW_COUNT;
   RETURN forgotten;
 END $$;
-COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: forgets the statistics of dropped archives.';
+COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: deletes the statistics of dropped archives.';
 
 -- Open deliveries by state, each state with the age of its oldest delivery. The states are ready, scheduled, processing, and the
 -- reasons why deliveries are held. Age counts from when the delivery could be claimed. For a held delivery it counts from when it
@@ -205,7 +205,7 @@ AS $$
   LEFT JOIN webhook_holds h ON h.config_id = o.config_id
   GROUP BY 1
 $$;
-COMMENT ON FUNCTION webhook_open_deliveries IS 'How much is open, and how old it is: ready, scheduled, processing, and held by its reason.';
+COMMENT ON FUNCTION webhook_open_deliveries IS 'The number and age of open deliveries: ready, scheduled, processing, and held deliveries by their reason.';
 
 -- All facts about the terminal deliveries of a window and about the open ones as they are now, each counted once, in one
 -- snapshot. They come from the statistics, from the part of the archives that is not counted yet, and from one read of the open
@@ -259,7 +259,7 @@ BEGIN
          (extract(epoch FROM now() - min(f.oldest)) * 1000000)::bigint
   FROM facts f GROUP BY 2, 3 ORDER BY 2, 3;
 END $$;
-COMMENT ON FUNCTION webhook_statistics_and_holds IS 'Deliveries and attempts of a window, or of the whole retention (NULL), counted exactly; open ones by what they wait for, with the age of the oldest.';
+COMMENT ON FUNCTION webhook_statistics_and_holds IS 'Exact counts of the deliveries and attempts of a window, or of the whole retention (NULL), and of the open deliveries by what they wait for, with the age of the oldest.';
 
 -- How long the oldest claimable delivery has waited, in microseconds, found by a walk over the endpoints. Endpoints with limits
 -- are left out, because their deliveries may rightly wait long.
@@ -294,4 +294,4 @@ AS $$
     WHERE q.ready_since IS NOT NULL AND q.priority = p.priority AND q.config_id = e.config_id AND q.status = 'pending'
     ORDER BY q.ready_since LIMIT 1) AS d
 $$;
-COMMENT ON FUNCTION webhook_oldest_ready_us IS 'The wait of the oldest delivery that could be claimed.';
+COMMENT ON FUNCTION webhook_oldest_ready_us IS 'How long the oldest delivery that could be claimed has waited.';

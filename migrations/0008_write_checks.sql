@@ -9,9 +9,9 @@ WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off);
 ALTER TABLE webhook_write_checks ALTER COLUMN filler SET STORAGE EXTERNAL;
 
 COMMENT ON TABLE webhook_write_checks IS
-    'Always empty: processes write to it to find out whether writing is possible (webhook_check_writes).';
+    'Always empty. Processes write to it to find out whether writes work (webhook_check_writes).';
 COMMENT ON COLUMN webhook_write_checks.filler IS
-    'Text without meaning, of more than one page, so that a file must grow for it.';
+    'Bytes without meaning, more than one page, so that a file must grow for them.';
 
 CREATE FUNCTION webhook_check_writes() RETURNS integer
     LANGUAGE plpgsql
@@ -37,4 +37,4 @@ END
 $$;
 
 COMMENT ON FUNCTION webhook_check_writes() IS
-    'Writes 16 KiB for which a file must grow, and deletes them again; the commit is the caller''s. Answers the pid of the session.';
+    'Writes 16 KiB for which a file must grow, and deletes them again. The caller commits. Returns the process id of the session.';

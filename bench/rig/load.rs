@@ -40,7 +40,7 @@ impl Connection {
         status(&self.buffer)
     }
 
-    /// Asks for something and answers its body.
+    /// Requests a URL and returns the body.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<&[u8]> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
         accepted(self.exchange(request.as_bytes()).await?)?;

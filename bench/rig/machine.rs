@@ -6,7 +6,7 @@ use sqlx::Connection as _;
 
 use super::Rig;
 
-/// Processors, memory and kernel, as far as the system tells.
+/// Processors, memory and kernel, if the system reports them.
 pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let model = field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());

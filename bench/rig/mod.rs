@@ -82,7 +82,7 @@ impl Rig {
         })
     }
 
-    /// A new database, empty unless `with` says otherwise; answers its name.
+    /// Creates a database, empty unless `with` says otherwise; returns its name.
     pub async fn create_database(&self, with: &str) -> anyhow::Result<String> {
         let name = format!("bench_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.execute(&format!("create database {name} {with}")).await?;

@@ -19,7 +19,7 @@ AS $function$
         DELETE FROM webhook_queue_open q USING wanted w
         WHERE q.queue_id = w.queue_id AND q.status = 'pending'
         RETURNING q.*),
-      -- whoever sends the event again must learn that it was cancelled
+      -- anyone who sends the event again must learn that it was cancelled
       noted AS (
         UPDATE webhook_event_keys k SET cancelled_at = now() FROM cancelled c
         WHERE k.config_id = c.config_id AND k.queue_id = c.queue_id
@@ -31,4 +31,4 @@ AS $function$
       RETURNING webhook_queue.queue_id;
     END $function$;
 
-COMMENT ON FUNCTION webhook_cancel IS 'Ends pending deliveries with a reason; those under a lease are left as they are, and are missing from the answer.';
+COMMENT ON FUNCTION webhook_cancel IS 'Cancels pending deliveries with a reason, and returns them. Deliveries under a lease are left as they are.';

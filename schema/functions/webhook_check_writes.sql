@@ -24,4 +24,4 @@ BEGIN
 END
 $function$;
 
-COMMENT ON FUNCTION webhook_check_writes IS 'Writes 16 KiB for which a file must grow, and deletes them again; the commit is the caller''s. Answers the pid of the session.';
+COMMENT ON FUNCTION webhook_check_writes IS 'Writes 16 KiB for which a file must grow, and deletes them again. The caller commits. Returns the process id of the session.';

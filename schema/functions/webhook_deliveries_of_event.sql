@@ -1,9 +1,9 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
 -- The deliveries of an event, with their replays and the replays of these. The caller checks that each row has the event's id,
--- because an event may be named like some other delivery.
--- The cast to uuid stands inside a CASE. In an AND it could be evaluated before the condition that guards it, as PostgreSQL 18
--- does.
+-- because the id of an event may equal the id of another delivery.
+-- The cast to uuid is inside a CASE. In an AND, PostgreSQL could evaluate it before the condition that guards it, and version
+-- 18 does.
 CREATE OR REPLACE FUNCTION webhook_deliveries_of_event(p_event_id text)
  RETURNS SETOF uuid
  LANGUAGE sql

@@ -78,4 +78,4 @@ BEGIN
   END IF;
 END $function$;
 
-COMMENT ON FUNCTION webhook_enqueue IS 'Stores deliveries, each event once for each endpoint, under a lease where one is wanted and can be had; answers those that are leased, and those that it did not store.';
+COMMENT ON FUNCTION webhook_enqueue IS 'Stores deliveries, each event once per endpoint, under a lease if one is wanted and possible. Returns those that are leased, and those that it did not store.';

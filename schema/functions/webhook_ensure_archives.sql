@@ -28,4 +28,4 @@ BEGIN
   RETURN created;
 END $function$;
 
-COMMENT ON FUNCTION webhook_ensure_archives IS 'Creates the archives of today and the days ahead where they are missing.';
+COMMENT ON FUNCTION webhook_ensure_archives IS 'Creates missing archives for today and the days ahead.';

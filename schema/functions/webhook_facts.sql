@@ -43,4 +43,4 @@ BEGIN
   USING p_from, p_before;
 END $function$;
 
-COMMENT ON FUNCTION webhook_facts IS 'What the statistics count, of the deliveries settled in a range of transactions.';
+COMMENT ON FUNCTION webhook_facts IS 'What the statistics count of the deliveries that were settled in a range of transactions.';

@@ -64,4 +64,4 @@ BEGIN
   RETURN QUERY SELECT retired.archive, 0::bigint, true;
 END $function$;
 
-COMMENT ON FUNCTION webhook_forget_retired IS 'Retention: forgets, step by step, what guarded the deliveries of detached archives, and drops these.';
+COMMENT ON FUNCTION webhook_forget_retired IS 'Retention: deletes, step by step, the keys and failed probes of detached archives, and then drops the archives.';

@@ -17,4 +17,4 @@ BEGIN
   RETURN forgotten;
 END $function$;
 
-COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: forgets the statistics of dropped archives.';
+COMMENT ON FUNCTION webhook_forget_statistics IS 'Retention: deletes the statistics of dropped archives.';

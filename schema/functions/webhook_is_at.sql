@@ -7,4 +7,4 @@ CREATE OR REPLACE FUNCTION webhook_is_at(p_delivery_url text, p_endpoint_url tex
  IMMUTABLE PARALLEL SAFE
 RETURN ((split_part(p_delivery_url, '#'::text, 1) = split_part(p_endpoint_url, '#'::text, 1)) OR starts_with(p_delivery_url, (split_part(p_endpoint_url, '#'::text, 1) || CASE WHEN (strpos(split_part(p_endpoint_url, '#'::text, 1), '?'::text) = 0) THEN '?'::text WHEN ("right"(split_part(p_endpoint_url, '#'::text, 1), 1) = ANY (ARRAY['?'::text, '&'::text])) THEN ''::text ELSE '&'::text END)));
 
-COMMENT ON FUNCTION webhook_is_at IS 'Whether a delivery goes to a URL that an endpoint still has.';
+COMMENT ON FUNCTION webhook_is_at IS 'Whether a delivery goes to this URL of an endpoint.';

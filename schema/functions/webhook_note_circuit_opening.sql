@@ -14,4 +14,4 @@ BEGIN
   RETURN NULL;
 END $function$;
 
-COMMENT ON FUNCTION webhook_note_circuit_opening IS 'Keeps the history of a circuit.';
+COMMENT ON FUNCTION webhook_note_circuit_opening IS 'Records when a circuit opens and closes.';

@@ -36,4 +36,4 @@ AS $function$
     ORDER BY q.ready_since LIMIT 1) AS d
 $function$;
 
-COMMENT ON FUNCTION webhook_oldest_ready_us IS 'The wait of the oldest delivery that could be claimed.';
+COMMENT ON FUNCTION webhook_oldest_ready_us IS 'How long the oldest delivery that could be claimed has waited.';

@@ -23,4 +23,4 @@ AS $function$
   GROUP BY 1
 $function$;
 
-COMMENT ON FUNCTION webhook_open_deliveries IS 'How much is open, and how old it is: ready, scheduled, processing, and held by its reason.';
+COMMENT ON FUNCTION webhook_open_deliveries IS 'The number and age of open deliveries: ready, scheduled, processing, and held deliveries by their reason.';

@@ -29,4 +29,4 @@ BEGIN
   RETURN NEXT;
 END $function$;
 
-COMMENT ON FUNCTION webhook_promote IS 'Makes ready what was scheduled for a time that has come.';
+COMMENT ON FUNCTION webhook_promote IS 'Makes scheduled deliveries ready when they are due.';

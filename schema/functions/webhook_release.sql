@@ -40,4 +40,4 @@ AS $function$
   RETURNING q.queue_id
 $function$;
 
-COMMENT ON FUNCTION webhook_release IS 'Gives leases back that nobody uses.';
+COMMENT ON FUNCTION webhook_release IS 'Gives back leases that nobody uses.';

@@ -30,9 +30,9 @@ BEGIN
     -- the endpoint has changed at this moment: nothing is done
     RAISE EXCEPTION 'the endpoint has changed' USING ERRCODE = 'serialization_failure';
   END IF;
-  -- the event's key now belongs to the new delivery: whoever sends the event again gets that id
+  -- the event's key now belongs to the new delivery: anyone who sends the event again gets that id
   UPDATE webhook_event_keys k SET queue_id = p_queue_id, cancelled_at = NULL
   WHERE k.event_id = p_event_id AND k.config_id = p_config_id AND k.queue_id = p_replay_of AND k.event_type <> 'replay';
 END $function$;
 
-COMMENT ON FUNCTION webhook_reroute IS 'Cancels a delivery that waits, and stores another in its place, to another URL.';
+COMMENT ON FUNCTION webhook_reroute IS 'Cancels a waiting delivery, and stores a new one to another URL in its place.';

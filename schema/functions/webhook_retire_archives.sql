@@ -27,4 +27,4 @@ BEGIN
   END LOOP;
 END $function$;
 
-COMMENT ON FUNCTION webhook_retire_archives IS 'Retention: detaches old archives, a few in an hour.';
+COMMENT ON FUNCTION webhook_retire_archives IS 'Retention: detaches old archives, a few per hour.';

@@ -37,4 +37,4 @@ AS $function$
         RETURNING q.queue_id;
       END $function$;
 
-COMMENT ON FUNCTION webhook_settle_1_retry IS 'Writes attempts of number 1 that another one follows.';
+COMMENT ON FUNCTION webhook_settle_1_retry IS 'Writes attempts with the number 1 that are followed by another attempt.';

@@ -32,4 +32,4 @@ AS $function$
         RETURNING webhook_queue.queue_id;
       END $function$;
 
-COMMENT ON FUNCTION webhook_settle_1_terminal IS 'Writes attempts of number 1 that ended their deliveries.';
+COMMENT ON FUNCTION webhook_settle_1_terminal IS 'Writes attempts with the number 1 that ended their deliveries.';

@@ -37,4 +37,4 @@ AS $function$
         RETURNING q.queue_id;
       END $function$;
 
-COMMENT ON FUNCTION webhook_settle_2_retry IS 'Writes attempts of number 2 that another one follows.';
+COMMENT ON FUNCTION webhook_settle_2_retry IS 'Writes attempts with the number 2 that are followed by another attempt.';

@@ -37,4 +37,4 @@ AS $function$
         RETURNING q.queue_id;
       END $function$;
 
-COMMENT ON FUNCTION webhook_settle_3_retry IS 'Writes attempts of number 3 that another one follows.';
+COMMENT ON FUNCTION webhook_settle_3_retry IS 'Writes attempts with the number 3 that are followed by another attempt.';

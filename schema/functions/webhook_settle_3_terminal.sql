@@ -32,4 +32,4 @@ AS $function$
         RETURNING webhook_queue.queue_id;
       END $function$;
 
-COMMENT ON FUNCTION webhook_settle_3_terminal IS 'Writes attempts of number 3 that ended their deliveries.';
+COMMENT ON FUNCTION webhook_settle_3_terminal IS 'Writes attempts with the number 3 that ended their deliveries.';

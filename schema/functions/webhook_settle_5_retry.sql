@@ -37,4 +37,4 @@ AS $function$
         RETURNING q.queue_id;
       END $function$;
 
-COMMENT ON FUNCTION webhook_settle_5_retry IS 'Writes attempts of number 5 that another one follows.';
+COMMENT ON FUNCTION webhook_settle_5_retry IS 'Writes attempts with the number 5 that are followed by another attempt.';

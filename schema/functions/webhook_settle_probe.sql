@@ -43,4 +43,4 @@ BEGIN
   SELECT w.queue_id FROM written w;
 END $function$;
 
-COMMENT ON FUNCTION webhook_settle_probe IS 'Writes requests that failed and used up no attempt, and lets their deliveries wait on.';
+COMMENT ON FUNCTION webhook_settle_probe IS 'Writes failed probes, which use up no attempt, and lets their deliveries wait on.';

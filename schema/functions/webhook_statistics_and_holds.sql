@@ -54,4 +54,4 @@ BEGIN
   FROM facts f GROUP BY 2, 3 ORDER BY 2, 3;
 END $function$;
 
-COMMENT ON FUNCTION webhook_statistics_and_holds IS 'Deliveries and attempts of a window, or of the whole retention (NULL), counted exactly; open ones by what they wait for, with the age of the oldest.';
+COMMENT ON FUNCTION webhook_statistics_and_holds IS 'Exact counts of the deliveries and attempts of a window, or of the whole retention (NULL), and of the open deliveries by what they wait for, with the age of the oldest.';

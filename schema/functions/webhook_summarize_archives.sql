@@ -22,4 +22,4 @@ BEGIN
   RETURN summarized;
 END $function$;
 
-COMMENT ON FUNCTION webhook_summarize_archives IS 'Lets counts of statistics pass over what was counted.';
+COMMENT ON FUNCTION webhook_summarize_archives IS 'Lets counts of statistics skip what was counted before.';

@@ -66,7 +66,7 @@ BEGIN
         WHERE %6$s
         RETURNING q.queue_id;
       END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, format(fence, n));
-    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_retry IS %L', n, format('Writes attempts of number %s that another one follows.', n));
+    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_retry IS %L', n, format('Writes attempts with the number %s that are followed by another attempt.', n));
     END IF;
 
     EXECUTE format($f$
@@ -87,7 +87,7 @@ BEGIN
         FROM settled
         RETURNING webhook_queue.queue_id;
       END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, kept, earlier, format(fence, n));
-    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_terminal IS %L', n, format('Writes attempts of number %s that ended their deliveries.', n));
+    EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_terminal IS %L', n, format('Writes attempts with the number %s that ended their deliveries.', n));
   END LOOP;
 
   SELECT string_agg(format(
@@ -102,7 +102,7 @@ BEGIN
         DELETE FROM webhook_queue_open q USING wanted w
         WHERE q.queue_id = w.queue_id AND q.status = 'pending'
         RETURNING q.*),
-      -- whoever sends the event again must learn that it was cancelled
+      -- anyone who sends the event again must learn that it was cancelled
       noted AS (
         UPDATE webhook_event_keys k SET cancelled_at = now() FROM cancelled c
         WHERE k.config_id = c.config_id AND k.queue_id = c.queue_id
@@ -115,4 +115,4 @@ BEGIN
     END $body$ $f$, pinned, kept, earlier);
 END $function$;
 
-COMMENT ON FUNCTION webhook_write_settles IS 'Writes webhook_settle_N_retry, webhook_settle_N_terminal and webhook_cancel anew, for the columns that webhook_queue has.';
+COMMENT ON FUNCTION webhook_write_settles IS 'Recreates webhook_settle_N_retry, webhook_settle_N_terminal and webhook_cancel for the current columns of webhook_queue.';

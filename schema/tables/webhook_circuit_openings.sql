@@ -10,15 +10,15 @@ CREATE TABLE webhook_circuit_openings (
 
 COMMENT ON TABLE webhook_circuit_openings IS 'When the circuits of endpoints were open, and why.';
 
-COMMENT ON COLUMN webhook_circuit_openings.id IS 'A running number.';
+COMMENT ON COLUMN webhook_circuit_openings.id IS 'A sequence number.';
 
 COMMENT ON COLUMN webhook_circuit_openings.config_id IS 'The endpoint.';
 
-COMMENT ON COLUMN webhook_circuit_openings.opened_at IS 'When its circuit opened.';
+COMMENT ON COLUMN webhook_circuit_openings.opened_at IS 'When the circuit opened.';
 
-COMMENT ON COLUMN webhook_circuit_openings.reason IS 'Why.';
+COMMENT ON COLUMN webhook_circuit_openings.reason IS 'Why the circuit opened.';
 
-COMMENT ON COLUMN webhook_circuit_openings.closed_at IS 'When it closed again; NULL: it has not.';
+COMMENT ON COLUMN webhook_circuit_openings.closed_at IS 'When the circuit closed again; NULL: it is still open.';
 
 ALTER TABLE webhook_circuit_openings ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME webhook_circuit_openings_id_seq

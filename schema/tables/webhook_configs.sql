@@ -46,7 +46,7 @@ CASE circuit_state
     ELSE true
 END),
     CONSTRAINT "a deleted endpoint is disabled" CHECK (((deleted_at IS NULL) OR (NOT enabled))),
-    CONSTRAINT "a rate is limited to 1 to 100,000 a second" CHECK (((rate_limit_per_second >= 1) AND (rate_limit_per_second <= 100000))),
+    CONSTRAINT "a rate is limited to 1 to 100,000 per second" CHECK (((rate_limit_per_second >= 1) AND (rate_limit_per_second <= 100000))),
     CONSTRAINT "a retry waits from 1 ms to 1 day" CHECK (((1 <= retry_base_ms) AND (retry_base_ms <= retry_cap_ms) AND (retry_cap_ms <= 86400000))),
     CONSTRAINT "an attempt takes from 1 ms to 5 min" CHECK (((timeout_ms >= 1) AND (timeout_ms <= 300000))),
     CONSTRAINT "an endpoint has a name" CHECK ((name <> ''::text)),
@@ -61,65 +61,65 @@ END),
 
 COMMENT ON TABLE webhook_configs IS 'Endpoints: where deliveries go, and how. Rows are never removed, so that the audit stays whole.';
 
-COMMENT ON COLUMN webhook_configs.id IS 'Names the endpoint in the API and in webhook_queue.config_id.';
+COMMENT ON COLUMN webhook_configs.id IS 'Identifies the endpoint in the API and in webhook_queue.config_id.';
 
-COMMENT ON COLUMN webhook_configs.name IS 'For people.';
+COMMENT ON COLUMN webhook_configs.name IS 'A name for people.';
 
-COMMENT ON COLUMN webhook_configs.postback_url IS 'Where +credit events go; NULL: this endpoint takes none.';
+COMMENT ON COLUMN webhook_configs.postback_url IS 'Where +credit events go; NULL: this endpoint accepts none.';
 
-COMMENT ON COLUMN webhook_configs.chargeback_url IS 'Where -debit events go; NULL: this endpoint takes none.';
+COMMENT ON COLUMN webhook_configs.chargeback_url IS 'Where -debit events go; NULL: this endpoint accepts none.';
 
-COMMENT ON COLUMN webhook_configs.headers IS 'Request headers to send with each attempt, name to value. May hold credentials.';
+COMMENT ON COLUMN webhook_configs.headers IS 'Request headers to send with each attempt, as an object of names and values. May hold credentials.';
 
-COMMENT ON COLUMN webhook_configs.timeout_ms IS 'Limit of one attempt, from connect to the end of the body, in milliseconds; HTTP_TIMEOUT is the upper bound.';
+COMMENT ON COLUMN webhook_configs.timeout_ms IS 'Time limit of one attempt, from connecting to the end of the response body, in milliseconds; HTTP_TIMEOUT is the upper bound.';
 
 COMMENT ON COLUMN webhook_configs.max_retries IS 'Attempts after the first; copied to each delivery when it is accepted.';
 
-COMMENT ON COLUMN webhook_configs.retry_base_ms IS 'Delay before the first retry, in milliseconds; doubled for each one after.';
+COMMENT ON COLUMN webhook_configs.retry_base_ms IS 'Delay before the first retry, in milliseconds; it doubles for each further retry.';
 
 COMMENT ON COLUMN webhook_configs.retry_cap_ms IS 'Upper bound of that delay before jitter, in milliseconds.';
 
-COMMENT ON COLUMN webhook_configs.retry_jitter IS 'Share by which a delay may be longer or shorter, from 0 to below 1.';
+COMMENT ON COLUMN webhook_configs.retry_jitter IS 'Share by which a delay is made longer or shorter at random, from 0 to below 1.';
 
-COMMENT ON COLUMN webhook_configs.priority IS 'Priority of its deliveries where the event names none: 0 (critical) to 3 (low).';
+COMMENT ON COLUMN webhook_configs.priority IS 'Priority of its deliveries if the event has none: 0 (critical) to 3 (low).';
 
-COMMENT ON COLUMN webhook_configs.max_in_flight IS 'How many attempts may be under way at a time, in all processes together; NULL: no limit.';
+COMMENT ON COLUMN webhook_configs.max_in_flight IS 'The most attempts under way at the same time, in all processes together; NULL: no limit.';
 
-COMMENT ON COLUMN webhook_configs.rate_limit_per_second IS 'How many attempts may begin in a second, in all processes together; NULL: no limit.';
+COMMENT ON COLUMN webhook_configs.rate_limit_per_second IS 'The most attempts that begin per second, in all processes together; NULL: no limit.';
 
-COMMENT ON COLUMN webhook_configs.circuit_failure_rate IS 'Share of failed attempts, above 0 to 1, from which on the circuit opens; NULL: only by hand.';
+COMMENT ON COLUMN webhook_configs.circuit_failure_rate IS 'The circuit opens at this share of failed attempts, above 0 and up to 1; NULL: the circuit opens only by hand.';
 
-COMMENT ON COLUMN webhook_configs.circuit_window_ms IS 'How far back attempts count for that share, in milliseconds.';
+COMMENT ON COLUMN webhook_configs.circuit_window_ms IS 'The window in which attempts count for that share, in milliseconds.';
 
-COMMENT ON COLUMN webhook_configs.circuit_attempts_min IS 'How many attempts it takes at least.';
+COMMENT ON COLUMN webhook_configs.circuit_attempts_min IS 'The fewest attempts in the window for that share to count.';
 
-COMMENT ON COLUMN webhook_configs.circuit_failures_in_row IS 'After how many failures in a row the circuit of an endpoint with little traffic opens; NULL: it does not.';
+COMMENT ON COLUMN webhook_configs.circuit_failures_in_row IS 'With fewer attempts, the circuit opens after so many failures in a row; NULL: it does not.';
 
-COMMENT ON COLUMN webhook_configs.circuit_cooldown_ms IS 'Time from the opening to the first probe, in milliseconds; doubled after each failed probe.';
+COMMENT ON COLUMN webhook_configs.circuit_cooldown_ms IS 'Time from the opening to the first probe, in milliseconds; it doubles after each failed probe.';
 
 COMMENT ON COLUMN webhook_configs.circuit_cooldown_cap_ms IS 'Upper bound of that time, in milliseconds.';
 
 COMMENT ON COLUMN webhook_configs.circuit_state IS 'closed: deliveries are attempted; open: they wait; half_open: one of them is attempted, as a probe.';
 
-COMMENT ON COLUMN webhook_configs.circuit_reason IS 'Why it opened.';
+COMMENT ON COLUMN webhook_configs.circuit_reason IS 'Why the circuit opened.';
 
 COMMENT ON COLUMN webhook_configs.circuit_probe_error IS 'How the last probe failed; NULL: none has failed since the circuit opened.';
 
-COMMENT ON COLUMN webhook_configs.circuit_changed_at IS 'When it last opened or closed; NULL: never. Probes change nothing about it.';
+COMMENT ON COLUMN webhook_configs.circuit_changed_at IS 'When the circuit last opened or closed; NULL: never. Probes do not change it.';
 
-COMMENT ON COLUMN webhook_configs.circuit_probe_at IS 'When the next probe is due; while one is under way, when it counts as lost; NULL: none, until someone closes the circuit.';
+COMMENT ON COLUMN webhook_configs.circuit_probe_at IS 'When the next probe is due; while a probe is under way, when it counts as lost; NULL: no probe is sent.';
 
-COMMENT ON COLUMN webhook_configs.circuit_failed_probes IS 'How many probes have failed since it opened.';
+COMMENT ON COLUMN webhook_configs.circuit_failed_probes IS 'The number of probes that have failed since the circuit opened.';
 
 COMMENT ON COLUMN webhook_configs.enabled IS 'False: deliveries are accepted and wait.';
 
-COMMENT ON COLUMN webhook_configs.disabled_reason IS 'Why it was disabled by the service itself, for instance after 410 Gone.';
+COMMENT ON COLUMN webhook_configs.disabled_reason IS 'Why the service disabled it, for example after 410 Gone; NULL: the service did not.';
 
-COMMENT ON COLUMN webhook_configs.created_at IS 'When it was registered.';
+COMMENT ON COLUMN webhook_configs.created_at IS 'When the endpoint was registered.';
 
-COMMENT ON COLUMN webhook_configs.updated_at IS 'When it last changed; serves as the revision that an enqueue is checked against.';
+COMMENT ON COLUMN webhook_configs.updated_at IS 'When the endpoint last changed. It is the revision that an enqueue is checked against.';
 
-COMMENT ON COLUMN webhook_configs.deleted_at IS 'When it was deleted; its open deliveries are cancelled soon after.';
+COMMENT ON COLUMN webhook_configs.deleted_at IS 'When the endpoint was deleted; its open deliveries are cancelled soon after.';
 
 COMMENT ON COLUMN webhook_configs.cleared_at IS 'When a deleted endpoint was found to have no open deliveries left.';
 

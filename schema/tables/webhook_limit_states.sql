@@ -9,15 +9,15 @@ CREATE UNLOGGED TABLE webhook_limit_states (
 )
 WITH (fillfactor='50');
 
-COMMENT ON TABLE webhook_limit_states IS 'What claims remember of endpoints with limits; made anew where it is missing.';
+COMMENT ON TABLE webhook_limit_states IS 'What claims remember about endpoints with limits. A missing row is created again.';
 
 COMMENT ON COLUMN webhook_limit_states.config_id IS 'The endpoint.';
 
-COMMENT ON COLUMN webhook_limit_states.config_revision IS 'updated_at of the endpoint that the rest was made for.';
+COMMENT ON COLUMN webhook_limit_states.config_revision IS 'The revision (updated_at) of the endpoint that this row is valid for.';
 
-COMMENT ON COLUMN webhook_limit_states.next_start_at IS 'When the next attempt may begin: one more begins 1 / rate_limit_per_second later.';
+COMMENT ON COLUMN webhook_limit_states.next_start_at IS 'When the next attempt may begin; the one after it begins 1 / rate_limit_per_second later.';
 
-COMMENT ON COLUMN webhook_limit_states.claimed_upto IS 'For each priority the latest ready_since that was claimed: what is in flight is not beyond it.';
+COMMENT ON COLUMN webhook_limit_states.claimed_upto IS 'Per priority, the latest ready_since that was claimed: no delivery in flight has a later one.';
 
 ALTER TABLE ONLY webhook_limit_states
     ADD CONSTRAINT webhook_limit_states_pkey PRIMARY KEY (config_id);

@@ -14,25 +14,25 @@ CREATE TABLE webhook_probes (
     error text
 );
 
-COMMENT ON TABLE webhook_probes IS 'Requests that were made to see whether a receiver is back, and failed: they use up no attempt of their deliveries. The newest 100 of each delivery are kept. One that succeeds is the attempt itself.';
+COMMENT ON TABLE webhook_probes IS 'Failed probes: requests that checked whether a receiver works again. They use up no attempt of their deliveries. The newest 100 per delivery are kept. A probe that succeeds counts as the attempt.';
 
-COMMENT ON COLUMN webhook_probes.id IS 'A running number.';
+COMMENT ON COLUMN webhook_probes.id IS 'A sequence number.';
 
 COMMENT ON COLUMN webhook_probes.queue_id IS 'The delivery that was sent.';
 
-COMMENT ON COLUMN webhook_probes.number IS 'Which failed probe of its delivery it is, from 1: the highest says how many there were, of which the newest 100 are kept.';
+COMMENT ON COLUMN webhook_probes.number IS 'The number of this failed probe among those of its delivery, from 1. The highest one is their total.';
 
-COMMENT ON COLUMN webhook_probes.attempt IS 'The number that the attempt would have had.';
+COMMENT ON COLUMN webhook_probes.attempt IS 'The number of the attempt that the probe would have been.';
 
 COMMENT ON COLUMN webhook_probes.started_at IS 'When it began.';
 
 COMMENT ON COLUMN webhook_probes.completed_at IS 'When it ended.';
 
-COMMENT ON COLUMN webhook_probes.duration_ms IS 'Time from connect to the end of the body, in milliseconds.';
+COMMENT ON COLUMN webhook_probes.duration_ms IS 'Time from connecting to the end of the response body, in milliseconds.';
 
 COMMENT ON COLUMN webhook_probes.http_status IS 'Status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response body.';
 
 COMMENT ON COLUMN webhook_probes.error IS 'What went wrong, in words.';
 

@@ -105,25 +105,25 @@ COMMENT ON TABLE webhook_queue IS 'Deliveries: each is one event owed to one end
 
 COMMENT ON COLUMN webhook_queue.id IS 'A running number for people; not indexed.';
 
-COMMENT ON COLUMN webhook_queue.queue_id IS 'Names the delivery (UUIDv7).';
+COMMENT ON COLUMN webhook_queue.queue_id IS 'Identifies the delivery (UUIDv7).';
 
 COMMENT ON COLUMN webhook_queue.event_type IS '+credit or -debit.';
 
-COMMENT ON COLUMN webhook_queue.event_id IS 'Names the event; the queue_id where the caller gave none.';
+COMMENT ON COLUMN webhook_queue.event_id IS 'Identifies the event; equal to queue_id if the caller gave no id.';
 
 COMMENT ON COLUMN webhook_queue.config_id IS 'The endpoint, a row of webhook_configs. Checked when the delivery is accepted; a foreign key would cost a quarter of the enqueue rate.';
 
-COMMENT ON COLUMN webhook_queue.webhook_url IS 'The complete URL, built when the delivery was accepted: what is requested, to the letter.';
+COMMENT ON COLUMN webhook_queue.webhook_url IS 'The complete URL, built when the delivery was accepted and requested exactly like this.';
 
-COMMENT ON COLUMN webhook_queue.url_params IS 'The parameters as the caller gave them, in that order.';
+COMMENT ON COLUMN webhook_queue.url_params IS 'The parameters as the caller gave them, in the same order.';
 
 COMMENT ON COLUMN webhook_queue.priority IS '0 (critical) to 3 (low).';
 
 COMMENT ON COLUMN webhook_queue.max_retries IS 'Attempts after the first, 0 to 6.';
 
-COMMENT ON COLUMN webhook_queue.correlation_id IS 'The caller''s own id for what led to the event.';
+COMMENT ON COLUMN webhook_queue.correlation_id IS 'The caller''s own id for whatever caused the event.';
 
-COMMENT ON COLUMN webhook_queue.traceparent IS 'W3C trace context of the enqueue, sent on with each attempt.';
+COMMENT ON COLUMN webhook_queue.traceparent IS 'W3C trace context of the enqueue, sent with each attempt.';
 
 COMMENT ON COLUMN webhook_queue.replay_of IS 'The terminal delivery that this one repeats.';
 
@@ -133,9 +133,9 @@ COMMENT ON COLUMN webhook_queue.status IS 'pending, processing, completed, faile
 
 COMMENT ON COLUMN webhook_queue.worker_id IS 'Lease: the worker that holds it.';
 
-COMMENT ON COLUMN webhook_queue.locked_at IS 'Lease: when it was taken; with worker_id it is what a settle must name.';
+COMMENT ON COLUMN webhook_queue.locked_at IS 'Lease: when it was taken. A settle must name it together with worker_id.';
 
-COMMENT ON COLUMN webhook_queue.lock_expires_at IS 'Lease: when another worker may take the delivery over.';
+COMMENT ON COLUMN webhook_queue.lock_expires_at IS 'Lease: from when on another worker may take over the delivery.';
 
 COMMENT ON COLUMN webhook_queue.abandoned_by IS 'The worker whose lease expired before it reported an outcome; until the delivery is sent again, its outcome is still accepted.';
 
@@ -143,17 +143,17 @@ COMMENT ON COLUMN webhook_queue.abandoned_at IS 'When that lease was taken.';
 
 COMMENT ON COLUMN webhook_queue.updated_at IS 'When the row last changed.';
 
-COMMENT ON COLUMN webhook_queue.retry_count IS 'Number of the attempt that is next, under way, or was the last.';
+COMMENT ON COLUMN webhook_queue.retry_count IS 'Number of the attempt that is next or under way. It is kept when the delivery ends.';
 
-COMMENT ON COLUMN webhook_queue.next_retry_at IS 'When the next attempt is due, or was.';
+COMMENT ON COLUMN webhook_queue.next_retry_at IS 'When the next attempt is due. It is kept when the delivery ends.';
 
-COMMENT ON COLUMN webhook_queue.ready_since IS 'Since when it may be claimed; NULL while it waits for next_retry_at, and once it is terminal.';
+COMMENT ON COLUMN webhook_queue.ready_since IS 'Since when the delivery may be claimed; NULL while it waits for next_retry_at, and once it is terminal.';
 
-COMMENT ON COLUMN webhook_queue.completed_at IS 'When it became terminal.';
+COMMENT ON COLUMN webhook_queue.completed_at IS 'When the delivery became terminal.';
 
-COMMENT ON COLUMN webhook_queue.status_reason IS 'Why it failed or was cancelled.';
+COMMENT ON COLUMN webhook_queue.status_reason IS 'Why the delivery failed or was cancelled.';
 
-COMMENT ON COLUMN webhook_queue.settled_in IS 'The transaction that made it terminal; statistics count each delivery once by it.';
+COMMENT ON COLUMN webhook_queue.settled_in IS 'The transaction that made the delivery terminal; with it, statistics count each delivery once.';
 
 COMMENT ON COLUMN webhook_queue.deleted_at IS 'Set by an operator to leave the row out of lists; the service itself never sets it.';
 
@@ -161,82 +161,82 @@ COMMENT ON COLUMN webhook_queue.retry_0_started_at IS 'Attempt 0: when it began.
 
 COMMENT ON COLUMN webhook_queue.retry_0_completed_at IS 'Attempt 0: when it ended.';
 
-COMMENT ON COLUMN webhook_queue.retry_0_duration_ms IS 'Attempt 0: time from connect to the end of the body, in milliseconds; NULL if unknown.';
+COMMENT ON COLUMN webhook_queue.retry_0_duration_ms IS 'Attempt 0: time from connecting to the end of the response body, in milliseconds; NULL if unknown.';
 
 COMMENT ON COLUMN webhook_queue.retry_0_http_status IS 'Attempt 0: status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_queue.retry_0_response_body IS 'Attempt 0: first RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_queue.retry_0_response_body IS 'Attempt 0: first RESPONSE_BODY_MAX bytes of the response body.';
 
-COMMENT ON COLUMN webhook_queue.retry_0_error IS 'Attempt 0: what went wrong, in words; NULL if nothing did.';
+COMMENT ON COLUMN webhook_queue.retry_0_error IS 'Attempt 0: what went wrong, in words; NULL if nothing went wrong.';
 
 COMMENT ON COLUMN webhook_queue.retry_1_started_at IS 'Attempt 1: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_1_completed_at IS 'Attempt 1: when it ended.';
 
-COMMENT ON COLUMN webhook_queue.retry_1_duration_ms IS 'Attempt 1: time from connect to the end of the body, in milliseconds; NULL if unknown.';
+COMMENT ON COLUMN webhook_queue.retry_1_duration_ms IS 'Attempt 1: time from connecting to the end of the response body, in milliseconds; NULL if unknown.';
 
 COMMENT ON COLUMN webhook_queue.retry_1_http_status IS 'Attempt 1: status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_queue.retry_1_response_body IS 'Attempt 1: first RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_queue.retry_1_response_body IS 'Attempt 1: first RESPONSE_BODY_MAX bytes of the response body.';
 
-COMMENT ON COLUMN webhook_queue.retry_1_error IS 'Attempt 1: what went wrong, in words; NULL if nothing did.';
+COMMENT ON COLUMN webhook_queue.retry_1_error IS 'Attempt 1: what went wrong, in words; NULL if nothing went wrong.';
 
 COMMENT ON COLUMN webhook_queue.retry_2_started_at IS 'Attempt 2: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_2_completed_at IS 'Attempt 2: when it ended.';
 
-COMMENT ON COLUMN webhook_queue.retry_2_duration_ms IS 'Attempt 2: time from connect to the end of the body, in milliseconds; NULL if unknown.';
+COMMENT ON COLUMN webhook_queue.retry_2_duration_ms IS 'Attempt 2: time from connecting to the end of the response body, in milliseconds; NULL if unknown.';
 
 COMMENT ON COLUMN webhook_queue.retry_2_http_status IS 'Attempt 2: status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_queue.retry_2_response_body IS 'Attempt 2: first RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_queue.retry_2_response_body IS 'Attempt 2: first RESPONSE_BODY_MAX bytes of the response body.';
 
-COMMENT ON COLUMN webhook_queue.retry_2_error IS 'Attempt 2: what went wrong, in words; NULL if nothing did.';
+COMMENT ON COLUMN webhook_queue.retry_2_error IS 'Attempt 2: what went wrong, in words; NULL if nothing went wrong.';
 
 COMMENT ON COLUMN webhook_queue.retry_3_started_at IS 'Attempt 3: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_3_completed_at IS 'Attempt 3: when it ended.';
 
-COMMENT ON COLUMN webhook_queue.retry_3_duration_ms IS 'Attempt 3: time from connect to the end of the body, in milliseconds; NULL if unknown.';
+COMMENT ON COLUMN webhook_queue.retry_3_duration_ms IS 'Attempt 3: time from connecting to the end of the response body, in milliseconds; NULL if unknown.';
 
 COMMENT ON COLUMN webhook_queue.retry_3_http_status IS 'Attempt 3: status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_queue.retry_3_response_body IS 'Attempt 3: first RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_queue.retry_3_response_body IS 'Attempt 3: first RESPONSE_BODY_MAX bytes of the response body.';
 
-COMMENT ON COLUMN webhook_queue.retry_3_error IS 'Attempt 3: what went wrong, in words; NULL if nothing did.';
+COMMENT ON COLUMN webhook_queue.retry_3_error IS 'Attempt 3: what went wrong, in words; NULL if nothing went wrong.';
 
 COMMENT ON COLUMN webhook_queue.retry_4_started_at IS 'Attempt 4: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_4_completed_at IS 'Attempt 4: when it ended.';
 
-COMMENT ON COLUMN webhook_queue.retry_4_duration_ms IS 'Attempt 4: time from connect to the end of the body, in milliseconds; NULL if unknown.';
+COMMENT ON COLUMN webhook_queue.retry_4_duration_ms IS 'Attempt 4: time from connecting to the end of the response body, in milliseconds; NULL if unknown.';
 
 COMMENT ON COLUMN webhook_queue.retry_4_http_status IS 'Attempt 4: status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_queue.retry_4_response_body IS 'Attempt 4: first RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_queue.retry_4_response_body IS 'Attempt 4: first RESPONSE_BODY_MAX bytes of the response body.';
 
-COMMENT ON COLUMN webhook_queue.retry_4_error IS 'Attempt 4: what went wrong, in words; NULL if nothing did.';
+COMMENT ON COLUMN webhook_queue.retry_4_error IS 'Attempt 4: what went wrong, in words; NULL if nothing went wrong.';
 
 COMMENT ON COLUMN webhook_queue.retry_5_started_at IS 'Attempt 5: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_5_completed_at IS 'Attempt 5: when it ended.';
 
-COMMENT ON COLUMN webhook_queue.retry_5_duration_ms IS 'Attempt 5: time from connect to the end of the body, in milliseconds; NULL if unknown.';
+COMMENT ON COLUMN webhook_queue.retry_5_duration_ms IS 'Attempt 5: time from connecting to the end of the response body, in milliseconds; NULL if unknown.';
 
 COMMENT ON COLUMN webhook_queue.retry_5_http_status IS 'Attempt 5: status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_queue.retry_5_response_body IS 'Attempt 5: first RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_queue.retry_5_response_body IS 'Attempt 5: first RESPONSE_BODY_MAX bytes of the response body.';
 
-COMMENT ON COLUMN webhook_queue.retry_5_error IS 'Attempt 5: what went wrong, in words; NULL if nothing did.';
+COMMENT ON COLUMN webhook_queue.retry_5_error IS 'Attempt 5: what went wrong, in words; NULL if nothing went wrong.';
 
 COMMENT ON COLUMN webhook_queue.retry_6_started_at IS 'Attempt 6: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_6_completed_at IS 'Attempt 6: when it ended.';
 
-COMMENT ON COLUMN webhook_queue.retry_6_duration_ms IS 'Attempt 6: time from connect to the end of the body, in milliseconds; NULL if unknown.';
+COMMENT ON COLUMN webhook_queue.retry_6_duration_ms IS 'Attempt 6: time from connecting to the end of the response body, in milliseconds; NULL if unknown.';
 
 COMMENT ON COLUMN webhook_queue.retry_6_http_status IS 'Attempt 6: status of the response; NULL if none came.';
 
-COMMENT ON COLUMN webhook_queue.retry_6_response_body IS 'Attempt 6: first RESPONSE_BODY_MAX bytes of the response.';
+COMMENT ON COLUMN webhook_queue.retry_6_response_body IS 'Attempt 6: first RESPONSE_BODY_MAX bytes of the response body.';
 
-COMMENT ON COLUMN webhook_queue.retry_6_error IS 'Attempt 6: what went wrong, in words; NULL if nothing did.';
+COMMENT ON COLUMN webhook_queue.retry_6_error IS 'Attempt 6: what went wrong, in words; NULL if nothing went wrong.';

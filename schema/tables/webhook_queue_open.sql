@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
--- Holds open rows only, so it stays small however long the history is. Because of the CHECK, an archive can be added without a
+-- Holds open rows only, so it stays small even with a long history. Because of the CHECK, an archive can be added without a
 -- scan of this partition.
 CREATE TABLE webhook_queue_open (
     id bigint DEFAULT nextval('webhook_queue_id_seq'::regclass) NOT NULL,

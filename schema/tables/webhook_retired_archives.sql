@@ -11,15 +11,15 @@ CREATE TABLE webhook_retired_archives (
     dropped_at timestamp with time zone
 );
 
-COMMENT ON TABLE webhook_retired_archives IS 'Archives that were past the retention: detached first, then cleared of what guarded their deliveries, then dropped.';
+COMMENT ON TABLE webhook_retired_archives IS 'Archives that are past the retention. They are detached first; then the keys and failed probes of their deliveries are deleted; then they are dropped.';
 
-COMMENT ON COLUMN webhook_retired_archives.archive IS 'The name of its table.';
+COMMENT ON COLUMN webhook_retired_archives.archive IS 'The name of the table.';
 
-COMMENT ON COLUMN webhook_retired_archives.retired_at IS 'When it was detached: from then on nothing in it is found, replayed or shown.';
+COMMENT ON COLUMN webhook_retired_archives.retired_at IS 'When it was detached. Since then, its deliveries are not found, replayed or shown.';
 
-COMMENT ON COLUMN webhook_retired_archives.forgotten_upto IS 'Up to this queue_id the keys and failed probes of its deliveries are forgotten; NULL: none are yet.';
+COMMENT ON COLUMN webhook_retired_archives.forgotten_upto IS 'Up to this queue_id, the keys and failed probes of its deliveries are deleted; NULL: none are yet.';
 
-COMMENT ON COLUMN webhook_retired_archives.dropped_at IS 'When its table was dropped; NULL: that is yet to be done.';
+COMMENT ON COLUMN webhook_retired_archives.dropped_at IS 'When the table was dropped; NULL: not yet.';
 
 ALTER TABLE ONLY webhook_retired_archives
     ADD CONSTRAINT webhook_retired_archives_pkey PRIMARY KEY (archive);

@@ -12,19 +12,19 @@ CREATE TABLE webhook_statistics (
     CONSTRAINT "a fact is a final status or a kind of attempt" CHECK ((fact = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'attempt'::text, 'retry'::text])))
 );
 
-COMMENT ON TABLE webhook_statistics IS 'Terminal deliveries and their attempts, counted. What is not counted yet is in the archives from webhook_statistics_progress on.';
+COMMENT ON TABLE webhook_statistics IS 'Counts of terminal deliveries and their attempts. webhook_statistics_progress shows which deliveries are counted.';
 
-COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all together.';
+COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all endpoints together.';
 
-COMMENT ON COLUMN webhook_statistics.period_start IS 'When the period began that the delivery became terminal in.';
+COMMENT ON COLUMN webhook_statistics.period_start IS 'The start of the period in which the deliveries became terminal.';
 
-COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled: a delivery; attempt or retry: a first attempt or a later one.';
+COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled counts deliveries; attempt counts first attempts, retry counts later ones.';
 
-COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of those attempts, to three significant digits; -1 where there is none.';
+COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of the attempts in milliseconds, to three significant digits; -1 if there is none.';
 
-COMMENT ON COLUMN webhook_statistics.occurrences IS 'How many.';
+COMMENT ON COLUMN webhook_statistics.occurrences IS 'The number of deliveries or attempts.';
 
-COMMENT ON COLUMN webhook_statistics.duration_total_ms IS 'Sum of their exact durations.';
+COMMENT ON COLUMN webhook_statistics.duration_total_ms IS 'Sum of the exact durations of the attempts.';
 
 ALTER TABLE ONLY webhook_statistics
     ADD CONSTRAINT webhook_statistics_pkey PRIMARY KEY (config_id, period_start, fact, duration_ms);

@@ -7,13 +7,13 @@ CREATE TABLE webhook_statistics_progress (
     CONSTRAINT webhook_statistics_progress_only_row_check CHECK (only_row)
 );
 
-COMMENT ON TABLE webhook_statistics_progress IS 'How far webhook_statistics has come.';
+COMMENT ON TABLE webhook_statistics_progress IS 'Which deliveries webhook_statistics has counted.';
 
 COMMENT ON COLUMN webhook_statistics_progress.only_row IS 'There is one row.';
 
 COMMENT ON COLUMN webhook_statistics_progress.counted_before IS 'Deliveries settled in an earlier transaction than this one are counted.';
 
-COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When the latest of them ended, or now() where that was later.';
+COMMENT ON COLUMN webhook_statistics_progress.counted_at IS 'When the latest counted delivery ended, but not later than the time of the count.';
 
 ALTER TABLE ONLY webhook_statistics_progress
     ADD CONSTRAINT webhook_statistics_progress_pkey PRIMARY KEY (only_row);

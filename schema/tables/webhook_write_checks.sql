@@ -6,6 +6,6 @@ CREATE TABLE webhook_write_checks (
 WITH (autovacuum_enabled=off, toast.autovacuum_enabled=off);
 ALTER TABLE ONLY webhook_write_checks ALTER COLUMN filler SET STORAGE EXTERNAL;
 
-COMMENT ON TABLE webhook_write_checks IS 'Always empty: processes write to it to find out whether writing is possible (webhook_check_writes).';
+COMMENT ON TABLE webhook_write_checks IS 'Always empty. Processes write to it to find out whether writes work (webhook_check_writes).';
 
-COMMENT ON COLUMN webhook_write_checks.filler IS 'Text without meaning, of more than one page, so that a file must grow for it.';
+COMMENT ON COLUMN webhook_write_checks.filler IS 'Bytes without meaning, more than one page, so that a file must grow for them.';

@@ -40,4 +40,4 @@ CREATE VIEW webhook_attempts AS
           WHERE (p.queue_id = q.queue_id)) a(attempt, started_at, completed_at, duration_ms, http_status, response_body, error, probe))
   WHERE (a.started_at IS NOT NULL);
 
-COMMENT ON VIEW webhook_attempts IS 'One row an attempt, failed probes among them (probe): what was requested, when, and what the receiver said. A condition on delivery_completed_at leaves archives out.';
+COMMENT ON VIEW webhook_attempts IS 'One row per attempt, including failed probes (probe): what was requested, when, and what the receiver answered. A condition on delivery_completed_at skips archives.';

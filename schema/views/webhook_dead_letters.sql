@@ -20,4 +20,4 @@ CREATE VIEW webhook_dead_letters AS
      CROSS JOIN LATERAL ( VALUES (0,q.retry_0_http_status,q.retry_0_error), (1,q.retry_1_http_status,q.retry_1_error), (2,q.retry_2_http_status,q.retry_2_error), (3,q.retry_3_http_status,q.retry_3_error), (4,q.retry_4_http_status,q.retry_4_error), (5,q.retry_5_http_status,q.retry_5_error), (6,q.retry_6_http_status,q.retry_6_error)) a(attempt, http_status, error))
   WHERE ((q.status = 'failed'::text) AND (q.completed_at IS NOT NULL) AND (a.attempt = q.retry_count));
 
-COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt: nothing will attempt them again unless asked.';
+COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt. They are not attempted again unless someone replays them.';

@@ -1,7 +1,7 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
 -- Why deliveries are held: due, but not to be claimed. The reason is a state of the endpoint. The first reason that applies
--- counts: a paused endpoint is paused, whatever its circuit and limits say.
+-- counts: a disabled endpoint counts as paused, even if its circuit or a limit would hold deliveries, too.
 CREATE VIEW webhook_holds AS
  SELECT c.id AS config_id,
         CASE
@@ -12,4 +12,4 @@ CREATE VIEW webhook_holds AS
         END AS held_by
    FROM webhook_configs c;
 
-COMMENT ON VIEW webhook_holds IS 'Why due deliveries of an endpoint wait: paused, circuit_open (half open, too), limited (max_in_flight or rate_limit_per_second); NULL: they could be claimed now.';
+COMMENT ON VIEW webhook_holds IS 'Why due deliveries of an endpoint wait: paused, circuit_open (also if half open), limited (max_in_flight or rate_limit_per_second); NULL: they could be claimed now.';

@@ -1,4 +1,4 @@
-//! `webhook-processor configs`: the same as `/api/webhooks`.
+//! `webhook-processor configs`: does what `/api/webhooks` does.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::EndpointParts;
 use crate::infrastructure::service::Application;
 
-/// How many configs are read at a time.
+/// How many configs one query reads.
 const PAGE: usize = 200;
 
 #[derive(Subcommand)]
@@ -22,53 +22,53 @@ pub enum ConfigsCommand {
     Register(ConfigArgs),
     /// List all configs.
     List,
-    /// Show one.
+    /// Show a config.
     Show {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
     },
-    /// Change what is given; the rest stays.
+    /// Change the given settings of a config; the others stay as they are.
     Change {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
         #[command(flatten)]
         change: ConfigArgs,
     },
-    /// Let its deliveries be attempted.
+    /// Enable a config: its deliveries are attempted.
     Enable {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
     },
-    /// Let its deliveries wait.
+    /// Disable a config: its deliveries are accepted, and wait.
     Disable {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
     },
-    /// Open its circuit: its deliveries wait, and no probe is sent, until it is closed.
+    /// Open a config's circuit by hand: its deliveries wait, and no probe is sent, until close-circuit.
     OpenCircuit {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
     },
-    /// Close its circuit: its deliveries are attempted.
+    /// Close a config's circuit: its deliveries are attempted.
     CloseCircuit {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
     },
-    /// Probe its open circuit now, with the delivery that has waited longest. Uses up no attempt if that fails.
+    /// Probe a config's open circuit now, with the delivery that has waited longest. A failure uses up no attempt.
     Probe {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
     },
-    /// Delete it: nothing is accepted for it any more, and its open deliveries are cancelled by a running process.
+    /// Delete a config: nothing more is accepted for it, and a running process cancels its open deliveries.
     Delete {
-        /// Its id, or its name if no other config has it.
+        /// The config's id, or its name if no other config has that name.
         #[arg(value_name = "ID|NAME")]
         config: String,
     },
@@ -76,59 +76,59 @@ pub enum ConfigsCommand {
 
 #[derive(Args)]
 pub struct ConfigArgs {
-    /// For people. A new config needs one.
+    /// A name for people. A new config needs one.
     #[arg(long)]
     name: Option<String>,
-    /// Where +credit events go; empty removes it.
+    /// URL for +credit events; an empty one removes it.
     #[arg(long, value_name = "URL")]
     postback_url: Option<String>,
-    /// Where -debit events go; empty removes it.
+    /// URL for -debit events; an empty one removes it.
     #[arg(long, value_name = "URL")]
     chargeback_url: Option<String>,
-    /// A request header to add; may be repeated. All that were there are replaced.
+    /// A request header to send; may be repeated. The given headers replace all existing ones.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// Limit of one attempt, in milliseconds: up to `HTTP_TIMEOUT` [of a new config: 30000]
+    /// Time limit of one attempt, in milliseconds: up to `HTTP_TIMEOUT` [new config: 30000]
     #[arg(long, value_name = "MS")]
     timeout_ms: Option<i64>,
-    /// Attempts after the first: 0 to 6 [of a new config: 6]
+    /// Attempts after the first: 0 to 6 [new config: 6]
     #[arg(long, value_name = "N")]
     max_retries: Option<i64>,
-    /// Delay before the first retry, in milliseconds, doubled for each one after [of a new config: 1000]
+    /// Delay before the first retry, in milliseconds; it doubles for each further retry [new config: 1000]
     #[arg(long, value_name = "MS")]
     retry_base_ms: Option<i64>,
-    /// Upper bound of that delay, in milliseconds: to 86400000 [of a new config: 300000]
+    /// Upper bound of that delay, in milliseconds: up to 86400000 [new config: 300000]
     #[arg(long, value_name = "MS")]
     retry_cap_ms: Option<i64>,
-    /// Share by which a delay may be longer or shorter: 0 to below 1 [of a new config: 0.25]
+    /// Share by which a delay is made longer or shorter at random: from 0 to below 1 [new config: 0.25]
     #[arg(long, value_name = "SHARE")]
     retry_jitter: Option<f64>,
-    /// For events that name none: 0 (critical) to 3 (low) [of a new config: 2]
+    /// Priority of events that do not have one: 0 (critical) to 3 (low) [new config: 2]
     #[arg(long, value_name = "N")]
     priority: Option<i64>,
-    /// How many attempts may be under way at a time: 1 to 10000, or none for no limit [of a new config: none]
+    /// The most attempts under way at the same time: 1 to 10000, or none for no limit [new config: none]
     #[arg(long, value_name = "N", value_parser = limit)]
     max_in_flight: Option<Limit>,
-    /// How many attempts may begin in a second: 1 to 100000, or none for no limit [of a new config: none]
+    /// The most attempts that begin per second: 1 to 100000, or none for no limit [new config: none]
     #[arg(long, value_name = "N", value_parser = limit)]
     rate_limit_per_second: Option<Limit>,
-    /// Share of failed attempts from which on the circuit opens: above 0 to 1, or none [of a new config: 0.8]
+    /// The circuit opens at this share of failed attempts: above 0, up to 1, or none to open it only by hand [new config: 0.8]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     circuit_failure_rate: Option<Share>,
-    /// How far back attempts count for that, in milliseconds: 1000 to 3600000 [of a new config: 60000]
+    /// The window in which these attempts are counted, in milliseconds: 1000 to 3600000 [new config: 60000]
     #[arg(long, value_name = "MS")]
     circuit_window_ms: Option<i64>,
-    /// How many attempts it takes at least: 1 to 10000 [of a new config: 20]
+    /// The fewest attempts in the window for that share to count: 1 to 10000 [new config: 20]
     #[arg(long, value_name = "N")]
     circuit_attempts_min: Option<i64>,
-    /// With fewer attempts than that, it opens when so many in a row have failed: 1 to 10000, or none [of a new config: 5]
+    /// With fewer attempts, the circuit opens after so many failures in a row: 1 to 10000, or none for never [new config: 5]
     #[arg(long, value_name = "N", value_parser = limit)]
     circuit_failures_in_row: Option<Limit>,
-    /// From the opening of the circuit to the first probe, in milliseconds, doubled after each failed probe: from 100
-    /// [of a new config: 5000]
+    /// Time from the opening of the circuit to the first probe, in milliseconds; it doubles after each failed probe: from 100
+    /// [new config: 5000]
     #[arg(long, value_name = "MS")]
     circuit_cooldown_ms: Option<i64>,
-    /// Upper bound of that, in milliseconds: to 86400000 [of a new config: 300000]
+    /// Upper bound of that time, in milliseconds: up to 86400000 [new config: 300000]
     #[arg(long, value_name = "MS")]
     circuit_cooldown_cap_ms: Option<i64>,
 }
@@ -182,7 +182,7 @@ impl ConfigArgs {
     }
 }
 
-/// The id of the config that `text` names: an id, or the name of one config.
+/// Finds a config by `text`, which is its id, or its name if no other config has that name.
 pub async fn config_named(text: &str, application: &Application) -> anyhow::Result<EndpointId> {
     if let Ok(number) = text.parse() {
         return Ok(EndpointId::parse("config", number)?);
@@ -198,7 +198,7 @@ pub async fn config_named(text: &str, application: &Application) -> anyhow::Resu
         [id] => Ok(id),
         [..] => {
             let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-            bail!("{} configs are named {text:?}: say which by its id, {}", ids.len(), ids.join(" or "))
+            bail!("{} configs are named {text:?}: give an id instead, {}", ids.len(), ids.join(" or "))
         }
     }
 }
@@ -224,7 +224,7 @@ pub async fn run(
             if json {
                 return print_json(&serde_json::json!({"deleted": id.get()}));
             }
-            return say(format!("config {id} is deleted"));
+            return say(format!("config {id} was deleted"));
         }
         ConfigsCommand::Register(args) => endpoints.register(args.into_parts()?, by).await?,
         ConfigsCommand::Show { config } => endpoints.show(id(config).await?).await?,

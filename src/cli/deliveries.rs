@@ -1,4 +1,4 @@
-//! `enqueue`, `stats`, `show` and `replay`: the same as under `/webhooks`, without a running API.
+//! `enqueue`, `stats`, `show` and `replay`: they do what the routes under `/webhooks` do, without a running API.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,40 +26,40 @@ use crate::domain::url_params::UrlParams;
 use crate::infrastructure::postgres::{Database, tell_ready};
 use crate::infrastructure::service::Application;
 
-/// How many events of a file are on their way to the database at a time.
+/// How many events of a file are being stored at the same time.
 const FILE_AHEAD: usize = 1_000;
-/// How many deliveries are read at a time.
+/// How many deliveries one query reads.
 const PAGE: usize = 200;
-/// How many deliveries are replayed at a time.
+/// How many deliveries are being replayed at the same time.
 const REPLAYS_AT_ONCE: usize = 50;
-/// Up to so many replays are shown one by one; of more, only the totals.
+/// Up to this many replays are listed; for more, only the totals are shown.
 const REPLAYS_SHOWN_MAX: usize = 20;
 
 #[derive(Args)]
 pub struct EnqueueArgs {
-    /// A file of events, one JSON object a line as POST /webhooks takes it; - for standard input.
+    /// A file of events: one JSON object per line, as POST /webhooks accepts it; - reads standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["event_type", "config_id"])]
     file: Option<PathBuf>,
-    /// +credit or -debit.
+    /// The type of the event: +credit or -debit.
     #[arg(long = "type", value_name = "TYPE", allow_hyphen_values = true, required_unless_present = "file")]
     event_type: Option<String>,
-    /// The config that the event is owed to.
+    /// The config to deliver the event to: its id, or its name if no other config has that name.
     #[arg(long, visible_alias = "config", value_name = "ID|NAME", required_unless_present = "file")]
     config_id: Option<String>,
-    /// Your name for the event: the same is accepted once. Without one, an event that is sent again, after an error say,
-    /// is a second event: a second payment.
+    /// Your id for the event. An id is accepted only once per config and type. Without one, an event that you send again, for
+    /// example after an error, is a second event: a second payment.
     #[arg(long, value_name = "ID")]
     event_id: Option<String>,
-    /// A query parameter; may be repeated.
+    /// A query parameter to add to the URL; may be repeated.
     #[arg(long = "param", value_name = "NAME=VALUE")]
     params: Vec<String>,
-    /// 0 (critical) to 3 (low).
+    /// Priority: 0 (critical) to 3 (low). Without one, the config's priority applies.
     #[arg(long, value_name = "N")]
     priority: Option<i64>,
-    /// Not before this time, such as 2026-01-31T12:00:00Z; at most a year ahead.
+    /// Deliver not before this time, such as 2026-01-31T12:00:00Z; at most a year ahead.
     #[arg(long, value_name = "TIME")]
     scheduled_at: Option<String>,
-    /// Your id for what led to the event.
+    /// Your id for whatever caused the event. It is kept with the delivery.
     #[arg(long, value_name = "ID")]
     correlation_id: Option<String>,
 }
@@ -79,7 +79,7 @@ pub async fn enqueue(
         }
         None => enqueue_one(args, application, json).await,
     };
-    // nothing in this process delivers, so others are told even of a part
+    // this process delivers nothing, so it notifies others, even if only some events were accepted
     tell_ready(database, None).await?;
     accepted
 }
@@ -111,7 +111,7 @@ async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -
     say(fields_table(&view)?)
 }
 
-/// Accepts a stream of lines. Tells of each that is refused, and fails at the end if there was one.
+/// Accepts a stream of lines. Reports each refused line, and fails at the end if there was one.
 async fn enqueue_lines(
     input: impl AsyncRead + Unpin,
     application: &Application,
@@ -170,10 +170,10 @@ fn lines_of(input: impl AsyncRead + Unpin) -> impl futures_util::Stream<Item = s
 
 #[derive(Args)]
 pub struct StatsArgs {
-    /// Terminal deliveries of this long, such as 1h or 7d; all that are kept, if not given.
+    /// Count terminal deliveries of this period, such as 1h or 7d; without it, all that are kept.
     #[arg(long)]
     window: Option<String>,
-    /// Of this config.
+    /// Count only this config's deliveries.
     #[arg(long, visible_alias = "config", value_name = "ID|NAME")]
     config_id: Option<String>,
 }
@@ -197,7 +197,7 @@ pub async fn stats(args: &StatsArgs, application: &Application, json: bool) -> a
 
 #[derive(Args)]
 pub struct ShowArgs {
-    /// Its `queue_id`.
+    /// The delivery's `queue_id`.
     queue_id: String,
 }
 
@@ -207,7 +207,7 @@ pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> any
     if json {
         return print_json(&view);
     }
-    // to the letter: 100.10 is no longer so once it is read as a number, and 1e400 cannot be read as one
+    // shown exactly as it was sent: read as a number, 100.10 would become 100.1, and 1e400 cannot be read as one
     let url_params = std::mem::replace(&mut view.url_params, serde_json::value::RawValue::NULL.to_owned());
     let mut delivery = serde_json::to_value(&view)?;
     delivery["url_params"] = url_params.get().into();
@@ -224,49 +224,49 @@ pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> any
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Args)]
 pub struct ReplayArgs {
-    /// Deliveries to send again.
+    /// The deliveries to send again.
     #[arg(value_name = "QUEUE_ID", required_unless_present = "selection")]
     queue_ids: Vec<String>,
-    /// All dead letters that match, instead. What was replayed before is not sent again.
+    /// Replay all matching dead letters instead. Those that were replayed before are not sent again.
     #[arg(long, conflicts_with = "queue_ids", group = "selection")]
     failed: bool,
-    /// All waiting deliveries that match, instead, to the URL that their config has now.
+    /// Replay all matching deliveries that are waiting instead, to the current URL of their config.
     #[arg(long, conflicts_with = "queue_ids", requires = "current_url", group = "selection")]
     waiting: bool,
     #[command(flatten)]
     which: SelectionArgs,
-    /// To the URL that the config has now, instead of the one that was requested. Deliveries that wait can be sent anew so,
-    /// too: they are cancelled.
+    /// Use the config's current URL instead of the one that was requested. Then waiting deliveries can be replayed, too: they
+    /// are cancelled.
     #[arg(long)]
     current_url: bool,
-    /// Only count them.
+    /// Only count the deliveries; send nothing.
     #[arg(long, requires = "selection")]
     dry_run: bool,
 }
 
 impl ReplayArgs {
-    /// Whether nothing is to be sent.
+    /// Whether this is a dry run.
     pub fn only_counts(&self) -> bool {
         self.dry_run
     }
 }
 
-/// Which dead letters, or waiting deliveries, to send again.
+/// Which dead letters or waiting deliveries to replay.
 #[derive(Args)]
 struct SelectionArgs {
-    /// Of this config.
+    /// Only deliveries to this config.
     #[arg(long, visible_alias = "config", value_name = "ID|NAME", requires = "selection")]
     config_id: Option<String>,
-    /// Of events of this type: +credit or -debit.
+    /// Only deliveries of this event type: +credit or -debit.
     #[arg(long, value_name = "TYPE", allow_hyphen_values = true, requires = "selection")]
     event_type: Option<String>,
-    /// Accepted at this time or later, such as 2026-01-31T12:00:00Z.
+    /// Only deliveries accepted at this time or later, such as 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "TIME", requires = "selection")]
     from: Option<String>,
-    /// Accepted before this time.
+    /// Only deliveries accepted before this time.
     #[arg(long, value_name = "TIME", requires = "selection")]
     to: Option<String>,
-    /// At most so many of those that were not replayed before, oldest first.
+    /// The most deliveries to send, oldest first. Those that were replayed before do not count.
     #[arg(long, value_name = "N", requires = "selection")]
     limit: Option<usize>,
 }
@@ -292,7 +292,7 @@ impl SelectionArgs {
     }
 }
 
-/// A delivery that was sent again, and as which one.
+/// A replay, with the delivery that it repeats.
 #[derive(Serialize)]
 struct Replayed {
     queue_id: Uuid,
@@ -373,7 +373,7 @@ pub async fn replay(
     Ok(())
 }
 
-/// The totals, and each replay if they are few.
+/// Prints the totals, and each replay if there are few.
 fn say_replays(replays: &[Replayed], refused: u64) -> anyhow::Result<()> {
     if (1..=REPLAYS_SHOWN_MAX).contains(&replays.len()) {
         let mut rows = table(&["queue_id", "replay_of", "replayed_before"]);
@@ -386,7 +386,7 @@ fn say_replays(replays: &[Replayed], refused: u64) -> anyhow::Result<()> {
     say(format!("{} sent, {before} sent before, {refused} refused", replays.len() - before))
 }
 
-/// The deliveries that match, oldest first.
+/// The matching deliveries, oldest first.
 async fn all_that_match(
     mut filter: DeliveryFilter,
     application: &Application,

@@ -30,7 +30,7 @@ use crate::infrastructure::shutdown::stop_on_signal;
 ///
 /// Events come in over HTTP or from the command line. Each is stored before it is acknowledged and delivered by workers
 /// with retries. Every attempt is recorded for audit by SQL. Without DATABASE_URL, a private PostgreSQL is started from
-/// the binaries on this machine, in .data/postgres.
+/// the server programs on this machine, in .data/postgres.
 #[derive(Parser)]
 #[command(version, about, after_long_help = settings_help(), arg_required_else_help = true)]
 pub struct Cli {

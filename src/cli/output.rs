@@ -1,4 +1,4 @@
-//! Tables for people, JSON for programs, progress for the patient.
+//! Output of commands: tables for people, JSON for programs, progress bars for long work.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, StdoutLock, Write as _};
@@ -15,12 +15,12 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     say(serde_json::to_string_pretty(value)?)
 }
 
-/// Prints a line of a command's answer.
+/// Prints a line to standard output.
 pub fn say(line: impl Display) -> anyhow::Result<()> {
     write_or_leave(|out| writeln!(out, "{line}"))
 }
 
-/// Writes to standard output. Whoever reads it may have seen enough, as `head` has: then there is nothing left to do.
+/// Writes to standard output. If its reader has closed the pipe, as `head` does, that is no error.
 fn write_or_leave(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match write(&mut out).and_then(|()| out.flush()) {
@@ -39,7 +39,7 @@ pub fn table(headings: &[&str]) -> Table {
     table
 }
 
-/// A table of names and values, from the fields of an object. What lies within another is named by its path.
+/// A table of names and values, from the fields of an object. A nested field is named by its path.
 pub fn fields_table(value: &impl Serialize) -> anyhow::Result<Table> {
     let mut fields = table(&["field", "value"]);
     for (name, value) in fields_of(None, serde_json::to_value(value)?) {
@@ -58,7 +58,7 @@ fn fields_of(path: Option<&str>, value: Value) -> Vec<(String, String)> {
     }
 }
 
-/// A JSON value as people write it.
+/// A JSON value without quotes; nothing for null and empty objects.
 pub fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -68,7 +68,7 @@ pub fn plain(value: &Value) -> String {
     }
 }
 
-/// A progress bar on standard error where that is a terminal; without a `total`, a count.
+/// A progress bar on standard error, if that is a terminal. Without a `total` it only counts.
 pub fn progress(total: Option<u64>, what: &'static str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_within_a_field_becomes_rows_named_by_their_paths() {
+    fn nested_fields_become_rows_named_by_their_paths() {
         let fields =
             fields_of(None, json!({"total": 3, "duration_ms": {"p50": 7, "of": {"x": null}}, "headers": {}}));
         let fields: std::collections::BTreeMap<_, _> = fields.into_iter().collect();

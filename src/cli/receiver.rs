@@ -23,16 +23,16 @@ use crate::infrastructure::shutdown::stop_on_signal;
 
 #[derive(Args, Clone)]
 pub struct ReceiverArgs {
-    /// Port on 127.0.0.1; 0 for a free one.
+    /// Port on 127.0.0.1; 0 picks a free one.
     #[arg(long, default_value_t = 9000)]
     port: u16,
     /// Status to answer with.
     #[arg(long, default_value = "200", value_parser = parse_status)]
     status: StatusCode,
-    /// Share of requests that are answered with 500 instead: 0 to 1.
+    /// Share of requests, from 0 to 1, that are answered with status 500 instead.
     #[arg(long, default_value_t = 0.0, value_parser = parse_share)]
     fail_rate: f64,
-    /// Wait before each answer, such as 50ms or 2s.
+    /// How long to wait before each answer, such as 50ms or 2s.
     #[arg(long, default_value = "0ms", value_parser = humantime::parse_duration)]
     delay: Duration,
     /// Print only the counts, at the end.

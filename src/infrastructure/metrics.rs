@@ -126,7 +126,7 @@ const fn histogram(name: &'static str, help: &'static str, at_start: LabelSets) 
     Metric { name, kind: MetricKind::Histogram, help, at_start }
 }
 
-/// Installs the recorder behind `/metrics` and says what each metric is.
+/// Installs the recorder behind `/metrics` and describes each metric.
 pub fn record_metrics() -> anyhow::Result<PrometheusHandle> {
     let delays = [
         0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0,
@@ -167,7 +167,7 @@ fn begin_at_zero(metric: &Metric) {
         match metric.kind {
             MetricKind::Counter => metrics::counter!(metric.name, *labels).increment(0),
             MetricKind::Gauge => metrics::gauge!(metric.name, *labels).set(0.0),
-            // to name it is enough
+            // naming a series registers it
             MetricKind::Histogram => drop(metrics::histogram!(metric.name, *labels)),
         }
     }

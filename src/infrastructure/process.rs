@@ -10,7 +10,7 @@ pub fn raise_open_files_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        warn!(%error, "the limit of open files cannot be raised");
+        warn!(%error, "cannot raise the limit of open files");
     }
 }
 

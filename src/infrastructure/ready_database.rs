@@ -69,7 +69,7 @@ impl ReadyDatabase {
                 );
             }
             let server = EmbeddedPostgres::start(&options).await?;
-            info!("private PostgreSQL; look inside with: {}", server.psql_command());
+            info!("using a private PostgreSQL; open it with: {}", server.psql_command());
             (server.connect_options(), "DATA_DIR", Some(Embedded { options, server }))
         };
         let mut database = Database::reached_by(options.clone(), setting, settings.request_connections);

@@ -1,4 +1,4 @@
-//! Settings: from the environment, then `.env`, then defaults. Unknown or contradictory settings are refused at start.
+//! Settings: from the environment, then `.env`, then defaults. Unknown or contradictory ones are refused at start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -15,14 +15,14 @@ use super::logs::LogFormat;
 use crate::application::workers::WorkerSettings;
 use crate::domain::endpoint_settings::TIMEOUT_MAX;
 
-/// A lease must outlive an attempt by this much: the time to write its outcome.
+/// A lease term must exceed the time limit of an attempt by this much, to leave time to record the outcome.
 pub const LOCK_MARGIN: Duration = Duration::from_secs(15);
 
 /// A setting, as `--help` shows it.
 pub struct Setting {
     /// The environment variable.
     pub name: &'static str,
-    /// The default as it would be written; empty if unset.
+    /// The default value as text; empty if unset.
     pub default: &'static str,
     /// One line for `--help`.
     pub meaning: &'static str,
@@ -33,19 +33,19 @@ pub const SETTINGS: [Setting; 19] = [
     setting(
         "DATABASE_URL",
         "",
-        "PostgreSQL 15 or newer; unset: a private one, from the binaries on this machine",
+        "PostgreSQL 15 or newer; if unset, a private one from the server programs on this machine",
     ),
     setting(
         "LISTEN_DATABASE_URL",
         "",
-        "if DATABASE_URL leads to a pooler: a direct URL, for wakeups and migrations",
+        "a direct URL for wakeups and migrations, needed if DATABASE_URL leads to a pooler",
     ),
     setting(
         "DATABASE_MAX_CONNECTIONS",
         "10",
-        "connections for API requests; the engine has 8 of its own, and one for wakeups",
+        "connections for API requests; the engine uses 8 more, and one for wakeups",
     ),
-    setting("DATA_DIR", ".data", "where the private PostgreSQL keeps its files"),
+    setting("DATA_DIR", ".data", "directory for the files of the private PostgreSQL"),
     setting("LISTEN_ADDR", "127.0.0.1:8080", "API address"),
     setting(
         "AUTH",
@@ -59,26 +59,30 @@ pub const SETTINGS: [Setting; 19] = [
     ),
     setting("DOCS", "on", "on or off: whether /docs and /openapi.json are answered"),
     setting("WORKER_COUNT", "10", "workers per process"),
-    setting("WORKER_BATCH_SIZE", "50", "leases that each worker may hold: its attempts at one time"),
-    setting("WORKER_POLL_INTERVAL", "5s", "how often a worker looks without being woken"),
-    setting("WORKER_LOCK_DURATION", "5m", "how long a lease lasts; must exceed HTTP_TIMEOUT by 15s"),
+    setting("WORKER_BATCH_SIZE", "50", "leases per worker: how many attempts it can make at the same time"),
+    setting("WORKER_POLL_INTERVAL", "5s", "how often a worker looks for deliveries if nothing wakes it"),
+    setting("WORKER_LOCK_DURATION", "5m", "lease term; at least 15s longer than HTTP_TIMEOUT"),
     setting(
         "HTTP_TIMEOUT",
         "30s",
-        "upper bound of one attempt, from connect to the end of the body; at most 5m",
+        "time limit of one attempt, from connecting to the end of the response body; at most 5m",
     ),
     setting(
         "RESPONSE_BODY_MAX",
         "4096",
-        "bytes of a response that are read and kept with the attempt; at most 65536",
+        "bytes of a response body that are read, and kept with the attempt; at most 65536",
     ),
     setting(
         "EGRESS_ALLOW",
         "",
-        "networks that receivers may be in although not public, comma-separated, such as 127.0.0.0/8",
+        "non-public networks that may be called, comma-separated, such as 127.0.0.0/8",
     ),
     setting("ARCHIVE_RETENTION", "90d", "how long terminal deliveries are kept; at least 1d"),
-    setting("READY_AGE_MAX", "15m", "/health/ready fails while the oldest ready delivery has waited longer"),
+    setting(
+        "READY_AGE_MAX",
+        "15m",
+        "/health/ready fails while the oldest ready delivery has waited longer than this",
+    ),
     setting(
         "LOG_LEVEL",
         "info",
@@ -91,13 +95,13 @@ const fn setting(name: &'static str, default: &'static str, meaning: &'static st
     Setting { name, default, meaning }
 }
 
-/// Prefixes of names that other programs read from the same `.env`.
+/// Prefixes of variables that other programs read from the same `.env`.
 const FOREIGN_PREFIXES: [&str; 5] = ["POSTGRES_", "PG", "COMPOSE_", "DOCKER_", "RUST_"];
 
 /// The values of `sslmode`. <https://www.postgresql.org/docs/current/libpq-ssl.html>
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// A setting that cannot be accepted.
+/// Why a setting is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {message}")]
 pub struct SettingsError {
@@ -118,11 +122,9 @@ pub struct Settings {
     pub database: Option<PgConnectOptions>,
     /// For wakeups and migrations, if it differs from `database`.
     pub listen_database: Option<PgConnectOptions>,
-    /// Connections for requests.
     pub request_connections: u32,
-    /// Where the private PostgreSQL keeps its files.
     pub data_dir: PathBuf,
-    /// The address of the API, of health and of metrics.
+    /// Where the API, health and metrics are served.
     pub listen_addr: SocketAddr,
     /// Whether API calls need a key; `None`: unless the address is one of loopback.
     pub auth: Option<Auth>,
@@ -131,15 +133,15 @@ pub struct Settings {
     /// Whether the documentation is answered.
     pub docs: bool,
     pub workers: WorkerSettings,
-    /// Upper bound of one attempt, from connect to the end of the body.
+    /// Time limit of one attempt, from connecting to the end of the response body.
     pub http_timeout: Duration,
-    /// How many bytes of a response are read and kept.
+    /// How many bytes of a response body are read and kept.
     pub response_bytes_max: usize,
-    /// Networks that receivers may be in although they are not public.
+    /// Non-public networks that may be called.
     pub egress_allow: Vec<IpNet>,
     /// How long terminal deliveries are kept.
     pub archive_retention: Duration,
-    /// Age of the oldest ready delivery at which the service counts as not ready.
+    /// The service is not ready while the oldest ready delivery is older than this.
     pub ready_age_max: Duration,
     /// A level, or filter directives.
     pub log_level: String,
@@ -195,16 +197,16 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let is_foreign = |name: &str| FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
         if let Some(name) = file.keys().find(|name| !is_setting(name) && !is_foreign(name)) {
-            return Err(SettingsError::new(name, "is in .env, but there is no such setting"));
+            return Err(SettingsError::new(name, "is set in .env, but there is no such setting"));
         }
         if let Some((name, meant)) = environment.keys().find_map(|name| Some((name, misspelt(name)?))) {
-            return Err(SettingsError::new(name, format!("there is no such setting; {meant} is meant?")));
+            return Err(SettingsError::new(name, format!("there is no such setting; did you mean {meant}?")));
         }
         Source::new(file, environment)?.settings()
     }
 }
 
-/// The setting that a name is probably a misspelling of. `None` for the names of other programs.
+/// The setting that `name` probably misspells. `None` if it is a setting, or the variable of another program.
 fn misspelt(name: &str) -> Option<&'static str> {
     // a short name is near to many others: AUTH to PATH
     let near =
@@ -216,7 +218,7 @@ fn is_setting(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.name == name)
 }
 
-/// The error text of dotenvy, with the number of the faulty line instead of its content, which may hold a password.
+/// The error of dotenvy, with the faulty line's number instead of its text, which may hold a password.
 fn without_line(error: &dotenvy::Error) -> String {
     match error {
         dotenvy::Error::LineParse(faulty, column) => {
@@ -227,15 +229,15 @@ fn without_line(error: &dotenvy::Error) -> String {
                 })
                 .and_then(|path| std::fs::read_to_string(path).ok());
             match text.as_deref().and_then(|text| line_number(text, faulty)) {
-                Some(number) => format!("line {number} is not NAME=value, from its column {} on", column + 1),
-                None => format!("a line is not NAME=value, from its column {} on", column + 1),
+                Some(number) => format!("line {number} is not NAME=value (at column {})", column + 1),
+                None => format!("a line is not NAME=value (at column {})", column + 1),
             }
         }
         other => other.to_string(),
     }
 }
 
-/// The number of the line that begins with the text that could not be parsed, counted from 1.
+/// The number, from 1, of the line that could not be parsed.
 fn line_number(text: &str, faulty: &str) -> Option<usize> {
     let first = faulty.lines().next()?.trim_end();
     text.lines().position(|line| line.trim_end() == first).map(|index| index + 1)
@@ -247,7 +249,7 @@ fn parameter<'a>(url: &'a str, name: &str) -> Option<&'a str> {
     query.split('&').filter_map(|pair| pair.split_once('=')).find(|(found, _)| *found == name).map(|(_, v)| v)
 }
 
-/// A duration in the largest unit that fits, as people say it.
+/// A duration in words, in the largest unit that divides it.
 fn in_words(duration: Duration) -> String {
     const UNITS: [(&str, u128); 6] = [
         ("year", 365 * 86_400_000),
@@ -264,7 +266,7 @@ fn in_words(duration: Duration) -> String {
     format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The layers of settings, merged. Single settings are read from here.
+/// The merged layers of settings, from which each setting is parsed.
 struct Source(Config);
 
 impl Source {
@@ -299,7 +301,7 @@ impl Source {
             return Err(SettingsError::new(
                 "WORKER_LOCK_DURATION",
                 format!(
-                    "must exceed HTTP_TIMEOUT ({}) by {} or more, or deliveries would be sent twice",
+                    "must be at least {1} longer than HTTP_TIMEOUT ({0}), or deliveries could be sent twice",
                     in_words(http_timeout),
                     in_words(LOCK_MARGIN),
                 ),
@@ -396,16 +398,16 @@ impl Source {
         if let Some(mode) = parameter(&url, "sslmode")
             && !SSL_MODES.contains(&mode)
         {
-            return Err(fault(&format!("sslmode={mode:?} is none of {}", SSL_MODES.join(", "))));
+            return Err(fault(&format!("sslmode={mode:?} is not one of {}", SSL_MODES.join(", "))));
         }
         if let Some(hosts) = url.split(['/', '?']).nth(2).and_then(|part| part.rsplit('@').next())
             && hosts.contains(',')
         {
-            return Err(fault("must name one host: several, as libpq takes them, are not supported"));
+            return Err(fault("must name one host; a list of hosts, as libpq accepts it, is not supported"));
         }
         let must_be = "must be a URL such as postgres://user:password@host:5432/database; in user and password, characters \
                        such as # / ? @ : % must be percent-encoded (# is %23)";
-        // the driver drops what follows a #, so a part of the password would become the host
+        // the driver drops everything after a #, so part of the password would become the host
         if url.contains('#') {
             return Err(fault(must_be));
         }
@@ -425,7 +427,7 @@ impl Source {
     fn log_level(&self, name: &'static str) -> Result<String, SettingsError> {
         let text = self.text(name)?;
         match text.parse::<tracing_subscriber::EnvFilter>() {
-            // a single word that is not a level would be taken for the name of a module
+            // a single word that is not a level would be read as the name of a module
             Ok(_)
                 if text.contains(['=', ','])
                     || text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok() =>
@@ -440,7 +442,7 @@ impl Source {
     }
 }
 
-/// A layer of values that were read before.
+/// A layer of values that have been read already.
 #[derive(Debug, Clone)]
 struct Layer(Map<String, Value>);
 
@@ -472,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_goes_before_the_file_and_empty_counts_as_unset() {
+    fn the_environment_takes_precedence_over_the_file_and_empty_counts_as_unset() {
         let file =
             BTreeMap::from([("WORKER_COUNT".into(), "3".into()), ("WORKER_BATCH_SIZE".into(), "7".into())]);
         let environment =
@@ -482,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused_by_name_and_without_its_value() {
+    fn a_wrong_setting_is_reported_by_name_and_without_its_value() {
         for (name, value) in [
             ("WORKER_COUNT", "0"),
             ("WORKER_COUNT", "many"),
@@ -511,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_hold_what_other_programs_read_but_no_unknown_name() {
+    fn a_file_may_hold_variables_of_other_programs_but_no_unknown_name() {
         let file =
             |name: &str| Settings::from_sources(BTreeMap::from([(name.into(), "x".into())]), HashMap::new());
         assert!(file("POSTGRES_PASSWORD").is_ok());
@@ -519,16 +521,16 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_sslmode_is_named_with_the_ones_that_there_are() {
+    fn a_wrong_sslmode_is_reported_with_the_valid_ones() {
         let error = load(&[("DATABASE_URL", "postgres://u@h/d?sslmode=bogus")]).err().unwrap();
         assert_eq!(
             error,
-            "DATABASE_URL: sslmode=\"bogus\" is none of disable, allow, prefer, require, verify-ca, verify-full"
+            "DATABASE_URL: sslmode=\"bogus\" is not one of disable, allow, prefer, require, verify-ca, verify-full"
         );
     }
 
     #[test]
-    fn ranges_of_durations_are_told_in_words() {
+    fn ranges_of_durations_are_reported_in_words() {
         let error = load(&[("ARCHIVE_RETENTION", "1h")]).err().unwrap();
         assert!(error.contains("from 1 day to 100 years, such as"), "{error}");
         let error = load(&[("HTTP_TIMEOUT", "0s")]).err().unwrap();

@@ -1,4 +1,4 @@
-//! The promises, checked: what callers were told, what the receiver saw, and what the audit says must agree.
+//! Checks the promises: the answers that callers got, the requests that the receiver saw, and the audit must agree.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -179,7 +179,7 @@ impl Rig {
         Ok(figures)
     }
 
-    /// Nothing acknowledged is lost: each event is one completed delivery, the one that the caller was told.
+    /// Nothing acknowledged is lost: each event is one completed delivery, with the id that the caller got.
     async fn check_acknowledged(&self, sent: &Sent) -> anyhow::Result<()> {
         let rows: Vec<(Uuid, String, String)> =
             sqlx::query_as("select queue_id, event_id, status from webhook_queue")
@@ -193,7 +193,7 @@ impl Rig {
             match by_event.get(event.as_str()).map(Vec::as_slice) {
                 None => bail!("{event} was acknowledged as {id}, and is gone"),
                 Some([(stored, "completed")]) => {
-                    ensure!(stored == id, "{event} is {stored}, and the caller was told {id}")
+                    ensure!(stored == id, "{event} is stored as {stored}, but the caller got {id}")
                 }
                 Some(other) => bail!("{event} was acknowledged as {id}, and is {other:?}"),
             }
@@ -235,7 +235,7 @@ impl Rig {
 /// and how many requests were made after one that was answered 200.
 fn compare(id: Uuid, statuses: &[u16], audited: &[&AuditedAttempt]) -> anyhow::Result<(usize, usize)> {
     let story = || format!("{id}: the receiver answered {statuses:?}, the audit says {audited:?}");
-    ensure!(statuses.len() <= audited.len(), "requests that no attempt stands for. {}", story());
+    ensure!(statuses.len() <= audited.len(), "the audit has no attempt for some requests. {}", story());
     let unanswered = audited.iter().filter(|attempt| attempt.http_status.is_none()).count();
     let count = |statuses: &mut dyn Iterator<Item = u16>| {
         let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
@@ -248,10 +248,10 @@ fn compare(id: Uuid, statuses: &[u16], audited: &[&AuditedAttempt]) -> anyhow::R
     for (status, times) in &answered {
         lost += times.saturating_sub(known.get(status).copied().unwrap_or_default());
     }
-    ensure!(lost <= unanswered, "answers that stand nowhere in the audit. {}", story());
+    ensure!(lost <= unanswered, "the audit lacks answers that were given. {}", story());
     for (status, times) in &known {
         let seen = answered.get(status).copied().unwrap_or_default();
-        ensure!(*times <= seen, "the audit knows of answers that were not given. {}", story());
+        ensure!(*times <= seen, "the audit has answers that were not given. {}", story());
     }
     let duplicates = answered.get(&200).copied().unwrap_or_default().saturating_sub(1);
     ensure!(duplicates <= unanswered, "sent again although the answer was known. {}", story());

@@ -281,7 +281,7 @@ impl Rig {
         Ok(client().get(url).send().await?.error_for_status()?.json().await?)
     }
 
-    /// Ends everything, leaves the files where they are, and answers where that is.
+    /// Ends everything, keeps the files, and returns their directory.
     pub fn keep(self) -> PathBuf {
         self.directory.clone()
     }

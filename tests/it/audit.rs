@@ -389,7 +389,7 @@ async fn a_condition_on_completed_at_leaves_older_archives_unread() {
     }
 }
 
-/// An attempt, as the API and the view both tell it.
+/// An attempt, as both the API and the view show it.
 type AttemptFacts =
     (i64, DateTime<Utc>, Option<DateTime<Utc>>, Option<i64>, Option<i64>, Option<String>, Option<String>);
 
@@ -628,7 +628,7 @@ async fn impossible_rows_are_refused() {
         ("a deleted endpoint is disabled", config("deleted_at = now()")),
         ("at most 1 to 10,000 attempts are in flight", config("max_in_flight = 0")),
         ("at most 1 to 10,000 attempts are in flight", config("max_in_flight = 10001")),
-        ("a rate is limited to 1 to 100,000 a second", config("rate_limit_per_second = 0")),
+        ("a rate is limited to 1 to 100,000 per second", config("rate_limit_per_second = 0")),
         ("a circuit opens at a share of failures", config("circuit_failure_rate = 0")),
         ("a circuit opens at a share of failures", config("circuit_failure_rate = 1.1")),
         ("a circuit looks back 1 s to 1 h", config("circuit_window_ms = 999")),

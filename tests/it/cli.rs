@@ -247,7 +247,7 @@ async fn a_config_is_named_by_its_id_or_by_its_name_if_that_is_its_own() {
     for (args, words) in [
         (
             ["configs", "show", "twin"],
-            format!("2 configs are named \"twin\": say which by its id, {twin} or {other_twin}"),
+            format!("2 configs are named \"twin\": give an id instead, {twin} or {other_twin}"),
         ),
         (["configs", "show", "nobody"], "there is no config named \"nobody\"".to_owned()),
         (["stats", "--config", "4711"], "there is no config 4711".to_owned()),
@@ -285,7 +285,7 @@ async fn help_gives_the_defaults_of_a_new_config() {
     };
     let help = help_of(&["configs", "register"]);
     for default in ["30000", "6", "1000", "300000", "0.25", "2", "none", "0.8", "60000", "20", "5000"] {
-        assert!(help.contains(&format!("[of a new config: {default}]")), "{default} is missing in {help}");
+        assert!(help.contains(&format!("[new config: {default}]")), "{default} is missing in {help}");
     }
     let help = help_of(&["enqueue"]);
     assert!(help.contains("a second payment"), "{help}");

@@ -108,7 +108,7 @@ async fn after_the_last_retry_a_delivery_is_a_dead_letter_that_can_be_replayed()
     let again = service.api.post(&format!("/webhooks/{queue_id}/replay"), json!({})).await;
     assert_eq!((again.status, &again.json()["queue_id"]), (200, &replay.json()["queue_id"]));
     assert_eq!(receiver.count(), 8);
-    // and the event tells of both
+    // and the event shows both
     let of_event = service.api.get(&format!("/webhooks?event_id={queue_id}")).await.json();
     assert_eq!(of_event["items"].as_array().unwrap().len(), 2);
     service.stop().await;

@@ -28,7 +28,7 @@ async fn the_openapi_document_and_its_page_are_served() {
     service.stop().await;
 }
 
-/// So that a change of the contract is seen in review. `make openapi` writes it anew.
+/// So that a change of the contract is seen in review. `make openapi` regenerates it.
 #[test]
 fn the_openapi_document_is_committed() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
@@ -252,7 +252,7 @@ fn the_example_of_settings_lists_them_all_with_their_defaults() {
 }
 
 #[tokio::test]
-async fn help_and_the_readme_tell_of_every_setting() {
+async fn help_and_the_readme_list_every_setting() {
     let help = output(command(&TestDatabase::empty().await, &["--help"]));
     let help = String::from_utf8(help.stdout).unwrap();
     let readme = include_str!("../../README.md");

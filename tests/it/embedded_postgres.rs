@@ -190,7 +190,7 @@ async fn data_of_another_version_is_left_alone() {
 
     let message = format!("{error:#}");
     let directory = scratch.postgres().display().to_string();
-    assert!(message.contains(&directory) && message.contains("its files are of PostgreSQL 9,"), "{message}");
+    assert!(message.contains(&directory) && message.contains("written by PostgreSQL 9,"), "{message}");
 }
 
 /// A directory of one test, which is removed with the server in it, even if the test fails.

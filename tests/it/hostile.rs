@@ -259,7 +259,7 @@ async fn a_certificate_that_proves_nothing_is_refused_and_one_of_a_trusted_autho
         (sign("localhost", false), sign("other.example", false), sign("localhost", true));
     for (name, certificate, key, expected) in [
         ("self-signed", cert.der().clone(), &signing_key, Some("not signed by an authority")),
-        ("for another name", wrong_name.0, &wrong_name.1, Some("for another name")),
+        ("for another name", wrong_name.0, &wrong_name.1, Some("for a name other than")),
         ("expired", expired.0, &expired.1, Some("it has expired")),
         ("good", good.0, &good.1, None),
     ] {

@@ -1,5 +1,5 @@
 //! Behind `PgBouncer` in transaction mode: starts and commands never hang, nothing sticks to its sessions, and the audit
-//! tells of no attempt that was never made.
+//! shows no attempt that was never made.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -109,7 +109,7 @@ async fn enqueue(process: &Process, config: i64, events: std::ops::Range<usize>)
     accepted.buffer_unordered(16).collect::<Vec<_>>().await;
 }
 
-/// Each event was sent once, and the audit tells of nothing else.
+/// Each event was sent once, and the audit shows nothing else.
 async fn each_once(database: &TestDatabase, receiver: &TestReceiver, events: usize) {
     eventually("all are delivered", async || {
         let completed: i64 =

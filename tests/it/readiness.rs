@@ -13,7 +13,7 @@ use crate::support::process::{Process, command};
 use crate::support::receiver::TestReceiver;
 use crate::support::service::ApiClient;
 
-/// Waits until the readiness of a service is as it should be, and answers its text.
+/// Waits until the readiness of a service is as it should be, and returns its text.
 async fn ready_is(api: &ApiClient, status: u16, said: &str) -> String {
     eventually(&format!("ready is {status} with {said}"), async || {
         let ready = api.get("/health/ready").await;

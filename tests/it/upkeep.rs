@@ -273,7 +273,7 @@ async fn what_guarded_an_archive_is_forgotten_in_steps_that_any_process_may_go_o
          select config_id, event_type, event_id, queue_id from webhook_queue;
          insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
          select config_id, 'replay', queue_id::text, gen_random_uuid() from webhook_queue;
-         -- the same event was accepted anew, or by another config
+         -- the same event was accepted again, or by another config
          update webhook_event_keys set queue_id = gen_random_uuid() where event_id = '1';
          insert into webhook_event_keys (config_id, event_type, event_id, queue_id)
          select 2, '+credit', n::text, gen_random_uuid() from generate_series(1, 5000) as n;
@@ -757,7 +757,7 @@ async fn statistics_are_exact_at_every_stage_of_counting() {
          where completed_at is not null",
     ).await;
     assert_eq!(repositories.count_statistics(Duration::ZERO).await.unwrap(), 2_400);
-    check_statistics(&api, &database, "restored and counted anew").await;
+    check_statistics(&api, &database, "restored and counted again").await;
     write_history(&database, 50, 1).await;
     check_statistics(&api, &database, "restored, part is counted").await;
     assert_eq!(count_all(&database).await, 50);

@@ -9,27 +9,27 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Whom root becomes, in this order, to run a server.
+/// The accounts that root tries, in this order, to run a server.
 const UNPRIVILEGED: [&str; 2] = ["postgres", "nobody"];
 
-/// The user and the group of the server, who own its files.
+/// The user and the group that run the server and own its files.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Account {
     uid: u32,
     gid: u32,
-    /// Whether this process is root and has to become somebody else.
+    /// Whether this process is root and has to switch to this account.
     from_root: bool,
 }
 
 impl Account {
     /// Chooses the account for the server in `directory`: our own, unless we are root.
     ///
-    /// Root becomes the owner of the directory where it has an unprivileged one, so that a server that a user
-    /// started is joined as that user, and `postgres` or `nobody` otherwise.
+    /// Root takes the account of the directory's owner if that is not root, so that it joins a server under the
+    /// user who started it. Otherwise it takes `postgres` or `nobody`.
     pub(super) fn for_directory(directory: &Path) -> Result<Self> {
-        let uid = ask_id(&["-u"])?.context("`id -u` does not know who we are")?;
+        let uid = ask_id(&["-u"])?.context("`id -u` printed no user id")?;
         if uid != 0 {
-            let gid = ask_id(&["-g"])?.context("`id -g` does not know our group")?;
+            let gid = ask_id(&["-g"])?.context("`id -g` printed no group id")?;
             return Ok(Self { uid, gid, from_root: false });
         }
         match fs::metadata(directory) {
@@ -37,7 +37,8 @@ impl Account {
                 return Ok(Self { uid: metadata.uid(), gid: metadata.gid(), from_root: true });
             }
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot look at {}", directory.display()));
+                return Err(error)
+                    .with_context(|| format!("cannot read the owner of {}", directory.display()));
             }
             _ => {}
         }
@@ -46,26 +47,28 @@ impl Account {
                 return Ok(Self { uid, gid, from_root: true });
             }
         }
-        bail!("PostgreSQL refuses to run as root, and there is neither a user `postgres` nor a user `nobody`")
+        bail!(
+            "PostgreSQL refuses to run as root, and this machine has neither a user `postgres` nor `nobody`"
+        )
     }
 
     pub(super) fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// Whether a file of `uid` is one that this account, or root on its behalf, has made.
+    /// Whether a file owned by `uid` was made by this account, or by root on its behalf.
     pub(super) fn made_by(&self, uid: u32) -> bool {
         uid == self.uid || (self.from_root && uid == 0)
     }
 
-    /// Lets `command` run under this account.
+    /// Makes `command` run under this account.
     ///
-    /// `Command::uid` also drops root's supplementary groups, so the server is left with its one group.
+    /// `Command::uid` also drops root's supplementary groups, so only the group of the account remains.
     pub(super) fn run_as<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         if self.from_root { command.uid(self.uid).gid(self.gid) } else { command }
     }
 
-    /// Hands `path`, which we have made, to this account.
+    /// Makes this account the owner of `path`, which we created.
     pub(super) fn give(&self, path: &Path) -> Result<()> {
         if !self.from_root {
             return Ok(());
@@ -74,7 +77,7 @@ impl Account {
             .with_context(|| format!("cannot give {} to user {}", path.display(), self.uid))
     }
 
-    /// Whether this account may reach what lies in `directory`.
+    /// Whether this account may enter `directory`.
     pub(super) fn may_enter(&self, directory: &Path) -> Result<bool> {
         if !self.from_root {
             return Ok(true);
@@ -85,8 +88,8 @@ impl Account {
     }
 }
 
-/// Asks `id` for a number: the standard library does not know user ids, and the password file not those of
-/// every system.
+/// Asks `id` for a number: the standard library has no user ids, and on some systems `/etc/passwd` does not list
+/// every user.
 fn ask_id(arguments: &[&str]) -> Result<Option<u32>> {
     let output = Command::new("id").args(arguments).output().context("cannot run `id`")?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse().ok())

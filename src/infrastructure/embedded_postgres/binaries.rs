@@ -1,4 +1,4 @@
-//! The Postgres server programs of this machine: where they are, and which of them suit a data directory.
+//! Finds the Postgres server programs of this machine, and those that suit a data directory.
 
 use std::cmp::Reverse;
 use std::ffi::OsStr;
@@ -8,10 +8,10 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
-/// The oldest major version that the program works with.
+/// The oldest major version that is supported.
 const MAJOR_MIN: u32 = 15;
 
-/// What has to be there for a directory to count as one of server programs.
+/// The programs that a directory must hold to be considered.
 const PROGRAMS: [&str; 3] = ["initdb", "pg_ctl", "postgres"];
 
 /// Where packages put server programs; a `*` stands for part of a name.
@@ -41,10 +41,10 @@ struct Version {
 }
 
 impl Binaries {
-    /// Lists those in the directory `named`, or else those that this machine has; there is at least one.
+    /// Lists the programs in the directory `named`, or else those of this machine; the list is never empty.
     ///
-    /// `PG_BINDIR` rules alone where it is set; otherwise PATH comes first, then the packages' places, newest
-    /// first.
+    /// If `PG_BINDIR` is set, nothing else is searched. Otherwise the first match on PATH comes first, then the
+    /// directories of packages, newest version first.
     pub(super) fn list(named: Option<&Path>) -> Result<Vec<Self>> {
         let from_environment = env::var_os("PG_BINDIR").filter(|value| !value.is_empty()).map(PathBuf::from);
         let Some(directory) = named.map(Path::to_path_buf).or(from_environment) else {
@@ -56,8 +56,8 @@ impl Binaries {
         Ok(vec![binaries])
     }
 
-    /// Picks the first of `candidates` that can work on data of the major version `data_major`, or on none
-    /// yet.
+    /// Picks the first of `candidates` that can run on data of the major version `data_major`, or, if there is no
+    /// data yet, the first that is new enough.
     pub(super) fn choose(candidates: &[Self], data_major: Option<u32>) -> Result<&Self> {
         let suits = |binaries: &&Self| match data_major {
             Some(major) => binaries.version.major == major,
@@ -71,11 +71,11 @@ impl Binaries {
                 .join(", ");
             match data_major {
                 Some(major) => format!(
-                    "its files are of PostgreSQL {major}, the server programs of this machine of \
-                     PostgreSQL {found}: install PostgreSQL {major}, or carry the data over with pg_upgrade"
+                    "the data was written by PostgreSQL {major}, and this machine has the server programs of \
+                     PostgreSQL {found}: install PostgreSQL {major}, or convert the data with pg_upgrade"
                 ),
                 None => format!(
-                    "PostgreSQL {MAJOR_MIN} or newer is needed, found only {found}: {HOW_TO_GET_THEM}"
+                    "PostgreSQL {MAJOR_MIN} or newer is needed, but only {found} was found: {HOW_TO_GET_THEM}"
                 ),
             }
         })
@@ -90,7 +90,7 @@ impl Binaries {
         self.directory.join(name)
     }
 
-    /// Asks the server program in `directory` for its version; `None` where there is nothing to ask.
+    /// Asks the server program in `directory` for its version; `None` if there is none.
     fn in_directory(directory: &Path) -> Option<Self> {
         if !PROGRAMS.iter().all(|name| directory.join(name).is_file()) {
             return None;
@@ -117,7 +117,7 @@ fn leading_number(text: &str) -> Option<(u32, &str)> {
     Some((text[..end].parse().ok()?, &text[end..]))
 }
 
-/// Lists the programs on `path` first, then those at the `packaged` places, newest first.
+/// Lists the first programs found on `path`, then those in the `packaged` directories, newest first.
 fn list_everywhere(path: Option<&OsStr>, packaged: &[&str]) -> Result<Vec<Binaries>> {
     let mut candidates: Vec<_> = packaged
         .iter()
@@ -131,7 +131,7 @@ fn list_everywhere(path: Option<&OsStr>, packaged: &[&str]) -> Result<Vec<Binari
     Ok(candidates)
 }
 
-/// Expands a pattern with one `*`, which stands for any part of one name.
+/// Lists the directories that match a pattern with one `*`, which stands for the rest of one name.
 fn directories_like(pattern: &str) -> Vec<PathBuf> {
     let (before, after) = pattern.split_once('*').expect("each pattern in PACKAGED has a star");
     let (parent, name_start) = before.rsplit_once('/').expect("each pattern in PACKAGED is absolute");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_version_is_no_version() {
+    fn other_text_is_not_taken_for_a_version() {
         for printed in ["", "postgres", "postgres (PostgreSQL)", "postgres (PostgreSQL) devel", "mysqld 15.1"]
         {
             assert_eq!(Version::parse(printed), None, "{printed}");
@@ -187,13 +187,16 @@ mod tests {
     #[test]
     fn data_of_another_version_is_refused_with_both_versions() {
         let message = Binaries::choose(&[binaries("/b", 16)], Some(17)).unwrap_err().to_string();
-        assert!(message.contains("of PostgreSQL 17") && message.contains("16 in /b"), "{message}");
+        assert!(message.contains("by PostgreSQL 17") && message.contains("16 in /b"), "{message}");
     }
 
     #[test]
     fn old_programs_are_refused() {
         let message = Binaries::choose(&[binaries("/old", 14)], None).unwrap_err().to_string();
-        assert!(message.contains("PostgreSQL 15 or newer is needed, found only 14 in /old"), "{message}");
+        assert!(
+            message.contains("PostgreSQL 15 or newer is needed, but only 14 in /old was found"),
+            "{message}"
+        );
     }
 
     #[test]

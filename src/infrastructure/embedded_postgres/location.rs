@@ -1,4 +1,4 @@
-//! Where a private server keeps its files and its socket, out of reach of other local users.
+//! Chooses where a private server keeps its files and its socket, out of reach of other local users.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
@@ -11,33 +11,33 @@ use tracing::info;
 
 use super::account::Account;
 
-/// The longest path of a socket that every system can bind (Linux 107 bytes, macOS 103).
+/// The longest socket path that every system accepts (Linux: 107 bytes, macOS: 103).
 const SOCKET_PATH_BYTES_MAX: usize = 103;
 
-/// The server's name for its socket, which follows from its port.
+/// The name that the server gives its socket; the number is its port.
 pub(super) const SOCKET_NAME: &str = ".s.PGSQL.5432";
 
 /// The directories of one private server.
 #[derive(Debug, Clone)]
 pub(super) struct Location {
-    /// Holds everything below; entered by the server's account only.
+    /// Holds the data, the log and the locks; only the server's account may enter it.
     pub(super) directory: PathBuf,
-    /// Holds the socket; the directory itself, unless its path is too long for one.
+    /// Holds the socket: `directory`, unless the socket's path would be too long there.
     pub(super) socket_directory: PathBuf,
     pub(super) account: Account,
 }
 
 impl Location {
-    /// Settles where the server that was asked for in `wanted` lives, and makes the directories.
+    /// Chooses the directories of the server that is wanted in `wanted`, and creates them.
     ///
-    /// Root may ask for a place that the unprivileged account cannot reach. Then the files go elsewhere,
-    /// under a name that follows from `wanted`: data that matters to `/var/lib`, since old files in
-    /// `/var/tmp` may be swept away.
+    /// Root may ask for a directory that the unprivileged account cannot reach. Then another directory, whose name
+    /// is derived from `wanted`, stands in for it: in `/var/lib` if the server is durable, since systems delete
+    /// old files from `/var/tmp`.
     pub(super) fn prepare(wanted: &Path, durable: bool) -> Result<Self> {
         let wanted = absolute(wanted)?;
         ensure!(
             !wanted.as_os_str().as_bytes().contains(&b'\n'),
-            "PostgreSQL cannot live in a path with a line break"
+            "PostgreSQL does not accept a path that contains a line break"
         );
         let account = Account::for_directory(&wanted)?;
         let parent = wanted.parent().unwrap_or(Path::new("/"));
@@ -47,7 +47,7 @@ impl Location {
         } else {
             let elsewhere = stand_in(stand_ins(durable), &wanted);
             info!(
-                "user {} of the private PostgreSQL may not enter {}; its files are in {}",
+                "the private PostgreSQL runs as user {}, which may not enter {}; its files are in {} instead",
                 account.uid(),
                 parent.display(),
                 elsewhere.display()
@@ -62,8 +62,8 @@ impl Location {
         Ok(Self { directory, socket_directory, account })
     }
 
-    /// Where the files of the server that was asked for in `wanted` would be; `None` if even the directory above is missing.
-    /// Makes nothing.
+    /// Where the files of the server wanted in `wanted` would be; `None` if even the parent directory is missing.
+    /// Creates nothing.
     pub(super) fn find(wanted: &Path, durable: bool) -> Result<Option<PathBuf>> {
         let path =
             std::path::absolute(wanted).with_context(|| format!("{} is not a path", wanted.display()))?;
@@ -89,24 +89,24 @@ impl Location {
     }
 }
 
-/// Makes the path absolute and free of symbolic links, so that two names of one place are one name.
+/// Makes the path absolute and resolves symbolic links, so that two names of one directory become equal.
 fn absolute(wanted: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(wanted).with_context(|| format!("{} is not a path", wanted.display()))?;
     if let Ok(path) = fs::canonicalize(&path) {
         return Ok(path);
     }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    let parent = fs::canonicalize(parent).with_context(|| format!("cannot look at {}", parent.display()))?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let parent = fs::canonicalize(parent).with_context(|| format!("cannot resolve {}", parent.display()))?;
     Ok(parent.join(name))
 }
 
-/// Where directories stand in for others.
+/// The parent of the directories that stand in for others.
 fn stand_ins(durable: bool) -> &'static Path {
     Path::new(if durable { "/var/lib" } else { "/var/tmp" })
 }
 
-/// A directory in `base` that stands for `path`, always the same one.
+/// The directory in `base` that stands in for `path`; the same path always gets the same one.
 fn stand_in(base: &Path, path: &Path) -> PathBuf {
     base.join(format!("webhook-processor-{:016x}", fnv1a(path.as_os_str().as_bytes())))
 }
@@ -119,15 +119,15 @@ fn socket_directory(directory: &Path) -> PathBuf {
     }
 }
 
-/// The 64-bit FNV-1a hash, which unlike the standard library's is the same in every release.
+/// The 64-bit FNV-1a hash: unlike the standard library's, it is the same in every release.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
 
-/// Makes the directory that was asked for, or closes to others the one that is there, if it is a server's or
-/// empty.
+/// Creates the directory that was asked for. An existing one is closed to other users if it holds a server's data, or
+/// is empty; otherwise it is refused.
 fn make_own(path: &Path, account: Account) -> Result<()> {
     if path.is_dir() {
         let entries = fs::read_dir(path)
@@ -136,7 +136,7 @@ fn make_own(path: &Path, account: Account) -> Result<()> {
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let foreign = names.iter().find(|name| !may_be_left_behind(name));
         if let Some(name) = foreign.filter(|_| !path.join("data").exists()) {
-            bail!("{} is no place for a private PostgreSQL: it holds {name}", path.display());
+            bail!("cannot use {} for a private PostgreSQL: it already holds {name}", path.display());
         }
         fs::set_permissions(path, Permissions::from_mode(0o700))
             .with_context(|| format!("cannot close {} to other users", path.display()))?;
@@ -149,20 +149,20 @@ fn may_be_left_behind(name: &str) -> bool {
     ["log", "start.lock", "users.lock"].contains(&name) || name.starts_with("initdb-")
 }
 
-/// Makes a directory that only `account` may enter, or checks that the one which is there is such a
-/// directory.
+/// Creates a directory that only `account` may enter, or checks that the existing one is private to it.
 ///
-/// In a place where everybody may make directories, somebody else's could be waiting under the name.
+/// In a parent that everybody may write to, another user could have created it first.
 fn make_private(path: &Path, account: Account) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return account.give(path),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot create {}", path.display())),
     }
-    let found = fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    let found = fs::symlink_metadata(path)
+        .with_context(|| format!("cannot read the permissions of {}", path.display()))?;
     ensure!(
         found.is_dir() && account.made_by(found.uid()) && found.mode() & 0o777 == 0o700,
-        "{} is not a directory that only user {} may enter; look at it, then remove it",
+        "{} should be a directory that only user {} may enter, but is not; inspect it, then remove it",
         path.display(),
         account.uid()
     );

@@ -1,10 +1,10 @@
 //! A private Postgres for those who have not set `DATABASE_URL`, run from the server programs of this
 //! machine.
 //!
-//! Its files lie in one directory. Any number of our processes may use it at the same time: each holds a
-//! shared lock on `users.lock`, the first starts the server, the last stops it, and a crash gives its lock
-//! back. `start.lock` sees to it that they start and stop one at a time. It is no choice for a server that
-//! others depend on: one machine, no backup.
+//! All its files are in one directory. Any number of our processes may use it at the same time. Each holds a
+//! shared lock on `users.lock`, which the system releases if the process crashes. The first process starts the
+//! server, the last one stops it, and `start.lock` makes them do so one at a time. It is not meant for data that
+//! others depend on: it is one machine without a backup.
 
 mod account;
 mod binaries;
@@ -30,31 +30,28 @@ use server::{Server, State};
 /// The database that the program uses on its private server.
 const DATABASE: &str = "webhook_processor";
 
-/// How long a server that runs already may take to answer: it may be recovering from a crash, or be about to
-/// stop.
+/// How long a running server may take to answer: it may be recovering from a crash, or about to stop.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long a running server may take to follow new settings.
+/// How long a running server may take to apply new settings.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a private server lives and how much it cares for its data.
+/// Where a private server keeps its files, and whether they must survive a crash.
 #[derive(Debug, Clone)]
 pub struct EmbeddedOptions {
-    /// The directory of its files, made if it is missing. Where the server's account cannot reach it (we are
-    /// root, the account is not), a directory under `/var/lib`, or `/var/tmp` if not `durable`, stands in for
-    /// it.
+    /// The directory of its files, created if it is missing. If we are root and the server's account cannot
+    /// reach it, a directory under `/var/lib` stands in for it, or under `/var/tmp` if not `durable`.
     pub directory: PathBuf,
     /// Whether a commit is on disk before it is acknowledged. `false` is for tests: any crash may lose data.
     pub durable: bool,
-    /// The directory of `initdb` and `pg_ctl`; where none is given, `PG_BINDIR` or what is found on the
-    /// machine.
+    /// The directory of `initdb` and `pg_ctl`; if `None`, `PG_BINDIR`, or else the machine is searched.
     pub binaries: Option<PathBuf>,
 }
 
 /// A private Postgres that this process uses.
 ///
-/// Dropped without [`stop`](Self::stop) it is left in the same way, but the thread has to wait for it. What a
-/// process leaves running when it is killed, the next [`start`](Self::start) adopts.
+/// Dropping it does the same as [`stop`](Self::stop), but blocks the thread. If a process is killed, the server
+/// keeps running, and the next [`start`](Self::start) joins it.
 #[derive(Debug)]
 pub struct EmbeddedPostgres {
     server: Server,
@@ -67,7 +64,7 @@ impl EmbeddedPostgres {
     ///
     /// # Errors
     ///
-    /// There are no server programs, they do not suit the data, or the server does not start; the message
+    /// There are no server programs, they do not suit the data, or the server does not start. The message
     /// says what to do, or shows the end of the server's log.
     pub async fn start(options: &EmbeddedOptions) -> Result<Self> {
         Self::start_or_join(options.clone())
@@ -75,11 +72,11 @@ impl EmbeddedPostgres {
             .with_context(|| format!("cannot run a private PostgreSQL in {}", options.directory.display()))
     }
 
-    /// Whether there is one to start or to join. Makes nothing.
+    /// Whether there is a server to start or to join. Creates nothing.
     ///
     /// # Errors
     ///
-    /// Nobody can say which account its files would have.
+    /// The account that would own its files cannot be determined.
     pub fn exists(options: &EmbeddedOptions) -> Result<bool> {
         let directory = Location::find(&options.directory, options.durable)?;
         Ok(directory.is_some_and(|directory| directory.join("data").join("PG_VERSION").exists()))
@@ -107,7 +104,7 @@ impl EmbeddedPostgres {
                 }
                 Err(error) => {
                     let last_words = this.server.last_words(begun_at);
-                    return Err(error).with_context(|| format!("it does not answer{last_words}"));
+                    return Err(error).with_context(|| format!("the server does not answer{last_words}"));
                 }
             }
         };
@@ -139,15 +136,15 @@ impl EmbeddedPostgres {
         &self.server.location().socket_directory
     }
 
-    /// A command for people who want to look inside.
+    /// A command that opens the database in `psql`.
     #[must_use]
     pub fn psql_command(&self) -> String {
         let socket_directory = shell_word(&self.socket_directory().to_string_lossy());
         format!("psql -h {socket_directory} -U postgres -d {DATABASE}")
     }
 
-    /// Stops the server, unless another process still uses it; says whether it did. Close your connections
-    /// first.
+    /// Stops the server, unless another process still uses it; returns whether it was stopped. Close your
+    /// connections first.
     ///
     /// # Errors
     ///
@@ -166,7 +163,7 @@ impl EmbeddedPostgres {
         Ok(last)
     }
 
-    /// Starts the server unless it runs. One that runs out of reach is replaced, if nobody else uses it.
+    /// Starts the server unless it runs. If it runs but has lost its socket, it is restarted, unless others use it.
     fn make_it_run(&mut self) -> Result<()> {
         match self.server.state() {
             State::Listening => Ok(()),
@@ -175,12 +172,13 @@ impl EmbeddedPostgres {
                 let socket = self.server.location().socket();
                 if !self.users.is_last()? {
                     bail!(
-                        "process {pid} serves it for others, but not at {}: stop them first",
+                        "process {pid} runs the server, but its socket {} is gone, and other programs still \
+                         use it: stop them first",
                         socket.display()
                     );
                 }
                 let socket = socket.display();
-                warn!(pid, %socket, "the private PostgreSQL has lost its socket and is started anew");
+                warn!(pid, %socket, "the private PostgreSQL has lost its socket; restarting it");
                 self.server.shut_down()?;
                 self.users.rejoin()?;
                 self.server.launch()
@@ -188,12 +186,12 @@ impl EmbeddedPostgres {
         }
     }
 
-    /// Turns `fsync` on again where the server was started by somebody who could do without.
+    /// Turns `fsync` on again if the running server was started as one that is not durable.
     async fn insist_on_durability(&self, connection: &mut PgConnection) -> Result<()> {
         let begun = Instant::now();
         while !fsync_is_on(connection).await? {
             if begun.elapsed() > RELOAD_TIMEOUT {
-                bail!("its fsync stays off; where ALTER SYSTEM has turned it off, ALTER SYSTEM RESET fsync");
+                bail!("fsync stays off; if ALTER SYSTEM turned it off, run ALTER SYSTEM RESET fsync");
             }
             self.server.write_settings()?;
             sqlx::query("select pg_reload_conf()").execute(&mut *connection).await?;
@@ -228,7 +226,7 @@ impl Drop for EmbeddedPostgres {
     }
 }
 
-/// A word as a shell reads it, without quotes if it needs none: a log may escape them.
+/// Quotes a word for a shell, but only if it must: a log may escape quotes.
 fn shell_word(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
@@ -238,7 +236,7 @@ fn shell_word(text: &str) -> String {
     }
 }
 
-/// The lock that says who uses the server; to be asked and changed under the start lock.
+/// The lock that each user of the server shares. The caller holds the start lock.
 #[derive(Debug)]
 struct UsersLock(File);
 
@@ -253,7 +251,7 @@ impl UsersLock {
         self.0.lock_shared().context("cannot lock users.lock")
     }
 
-    /// Gives up our part and says whether nobody else has one.
+    /// Gives up our share of the lock and returns whether nobody else has one.
     fn is_last(&mut self) -> Result<bool> {
         self.0.unlock().context("cannot unlock users.lock")?;
         match self.0.try_lock() {
@@ -264,7 +262,7 @@ impl UsersLock {
     }
 }
 
-/// Waits until nobody else starts or stops the server.
+/// Waits until nobody else is starting or stopping the server.
 fn start_lock(location: &Location) -> Result<File> {
     let file = lock_file(location, "start.lock")?;
     file.lock().context("cannot lock start.lock")?;
@@ -279,7 +277,7 @@ fn lock_file(location: &Location, name: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Whether a connection failed for a reason that goes by: the server starts, stops, or has just gone.
+/// Whether a connection failed for a passing reason: the server is starting or stopping, or has just stopped.
 fn is_passing(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => {
@@ -316,7 +314,9 @@ async fn create_database(connection: &mut PgConnection) -> Result<()> {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context("the thread that works on it has ended")?
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("the thread that manages the private PostgreSQL ended early")?
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! The server of one location: made by `initdb`, started and stopped by `pg_ctl`, watched through its files.
+//! Runs the server of one location: `initdb` creates it, `pg_ctl` starts and stops it, its files show its state.
 //!
-//! Everything here blocks and expects that its caller holds the location's start lock.
+//! Everything here blocks, and the caller must hold the location's start lock.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
@@ -18,26 +18,26 @@ use tracing::info;
 use super::binaries::Binaries;
 use super::location::{Location, SOCKET_NAME};
 
-/// How long `pg_ctl` waits for a start, which replays the log after a crash, or for a stop, which writes a
-/// checkpoint.
+/// How long `pg_ctl` waits for a start, which after a crash replays the write-ahead log, or for a stop, which writes
+/// a checkpoint.
 const PATIENCE: Duration = Duration::from_mins(5);
 
-/// How long the processes of a killed server may take to notice that it is gone.
+/// How long the child processes of a killed server may take to exit.
 const FAREWELL: Duration = Duration::from_secs(30);
 
-/// How long a server has to be out of reach before it is taken to have lost its socket.
+/// A server that is out of reach for this long has lost its socket.
 const CERTAINTY: Duration = Duration::from_secs(5);
 
 /// How many lines of a log an error shows.
 const LOG_LINES_SHOWN: usize = 12;
 
-/// Standard output of `pg_ctl`, and of the server until it writes its own log.
+/// Holds the output of the server until it writes its own log.
 const START_LOG: &str = "start.log";
 
-/// The file of our settings in the data directory.
+/// Holds our settings, in the data directory.
 const SETTINGS_FILE: &str = "webhook-processor.conf";
 
-/// A process number above those that any system gives out.
+/// A process id that is larger than any that a system assigns.
 const NOBODY: u32 = i32::MAX as u32;
 
 #[derive(Debug, Clone)]
@@ -47,12 +47,12 @@ pub(super) struct Server {
     durable: bool,
 }
 
-/// What the socket and the files of a location say of its server.
+/// The state of a server, as its socket and its files show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// Somebody listens on the socket.
+    /// It accepts connections on its socket.
     Listening,
-    /// The server's process is there, its socket is not.
+    /// Its process runs, but its socket does not accept connections.
     Unreachable {
         pid: u32,
     },
@@ -60,7 +60,7 @@ pub(super) enum State {
 }
 
 impl Server {
-    /// Chooses the programs for the data that is there, or makes a new data directory.
+    /// Chooses the programs that suit the existing data, or creates a new data directory.
     pub(super) fn prepare(candidates: &[Binaries], location: Location, durable: bool) -> Result<Self> {
         let data_major = data_major(&location.data())?;
         let binaries = Binaries::choose(candidates, data_major)?.clone();
@@ -75,7 +75,7 @@ impl Server {
         &self.location
     }
 
-    /// What there is, once it is certain: a server that starts or dies is out of reach for a moment.
+    /// The state, once it is certain: a server that is starting or stopping is out of reach for a moment.
     pub(super) fn state(&self) -> State {
         let begun = Instant::now();
         loop {
@@ -97,7 +97,7 @@ impl Server {
         }
     }
 
-    /// Starts the server and waits until it answers, after a crash until it has recovered.
+    /// Starts the server and waits until it answers. After a crash, this includes its recovery.
     pub(super) fn launch(&self) -> Result<()> {
         self.write_settings()?;
         self.disown_dead_server()?;
@@ -113,8 +113,7 @@ impl Server {
                 info!(major, %directory, "started the private PostgreSQL");
                 return Ok(());
             }
-            // The children of a server that was killed leave as soon as they have finished what they were
-            // doing.
+            // The child processes of a killed server exit when they have finished their current work.
             let children_linger =
                 fs::read_to_string(&log).is_ok_and(|log| log.contains("shared memory block"));
             if !children_linger || begun.elapsed() > FAREWELL {
@@ -136,14 +135,14 @@ impl Server {
         }
         info!(directory = %self.location.directory.display(), "stopped the private PostgreSQL");
         if self.location.socket_directory != self.location.directory {
-            // Nobody misses it: the next start makes it again.
+            // A failure does no harm: the next start uses the directory again.
             let _ = fs::remove_dir(&self.location.socket_directory);
         }
         Ok(())
     }
 
-    /// Writes our settings to a file of their own, which `postgresql.conf` includes: what initdb found out
-    /// about the machine stays in force, and what somebody has set by `ALTER SYSTEM` rules over both.
+    /// Writes our settings to a separate file, which `postgresql.conf` includes. So what initdb found out about
+    /// the machine stays in force, and settings made by `ALTER SYSTEM` override both.
     pub(super) fn write_settings(&self) -> Result<()> {
         let path = self.location.data().join(SETTINGS_FILE);
         fs::write(&path, settings(&self.location.socket_directory, self.durable))
@@ -160,10 +159,10 @@ impl Server {
             .append(true)
             .open(&path)
             .and_then(|mut file| writeln!(file, "\n{include}"))
-            .with_context(|| format!("cannot add to {}", path.display()))
+            .with_context(|| format!("cannot append to {}", path.display()))
     }
 
-    /// The ends of the logs that were written to since `begun_at`, to be shown with an error.
+    /// The last lines of the logs that were written to since `begun_at`, for an error message.
     pub(super) fn last_words(&self, begun_at: SystemTime) -> String {
         let mut words = String::new();
         for entry in fs::read_dir(self.location.log()).into_iter().flatten().flatten() {
@@ -173,13 +172,13 @@ impl Server {
                 let text = String::from_utf8_lossy(&text);
                 let lines: Vec<_> = text.lines().collect();
                 let end = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n  ");
-                let _ = write!(words, "\n{} ends with\n  {end}", entry.path().display());
+                let _ = write!(words, "\nthe last lines of {}:\n  {end}", entry.path().display());
             }
         }
         words
     }
 
-    /// Makes the data directory under another name first: under its own, it is always a whole one.
+    /// Creates the data directory under a temporary name and renames it, so that `data` is always complete.
     fn make_data(&self) -> Result<()> {
         let Location { directory, account, .. } = &self.location;
         let entries =
@@ -187,13 +186,13 @@ impl Server {
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with("initdb-") {
                 let unfinished = entry.path();
-                info!(directory = %unfinished.display(), "removing what an interrupted first start left");
-                // An initdb that still runs loses its files and fails, but may add one while we remove them.
+                info!(directory = %unfinished.display(), "removing the files of an interrupted first start");
+                // An initdb that still runs fails without its files, but may add one while we remove them.
                 let _ = fs::remove_dir_all(unfinished);
             }
         }
         let log = self.location.log();
-        fs::create_dir_all(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        fs::create_dir_all(&log).with_context(|| format!("cannot create {}", log.display()))?;
         account.give(&log)?;
 
         let unfinished_name = format!("initdb-{}", std::process::id());
@@ -209,7 +208,7 @@ impl Server {
         }
         let data = self.location.data();
         fs::rename(directory.join(&unfinished_name), &data)
-            .with_context(|| format!("cannot make {}", data.display()))?;
+            .with_context(|| format!("cannot create {}", data.display()))?;
         if self.durable {
             File::open(directory)
                 .and_then(|directory| directory.sync_all())
@@ -218,11 +217,11 @@ impl Server {
         Ok(())
     }
 
-    /// Clears the number of a dead server from its lock files where Postgres would wait for that process to
-    /// end: the number is another program's by now, or nobody has collected the dead process yet (common in
+    /// Clears the process id of a crashed server from its lock files, because Postgres would wait for that process
+    /// to end: another program has the id by now, or nobody has reaped the dead process yet (common in
     /// containers).
     ///
-    /// The rest of the files stays: by it Postgres finds out whether children of the dead server still write.
+    /// The rest of the files stays: Postgres needs it to find child processes of the dead server that still write.
     fn disown_dead_server(&self) -> Result<()> {
         let socket_lock = self.location.socket_directory.join(format!("{SOCKET_NAME}.lock"));
         for path in [self.pid_file(), socket_lock] {
@@ -230,14 +229,14 @@ impl Server {
             if !exists(pid) || serves(pid, &self.location.data()) {
                 continue;
             }
-            info!(pid, file = %path.display(), "clearing the number of a server that has crashed");
+            info!(pid, file = %path.display(), "clearing the process id of a crashed server from its lock file");
             fs::read_to_string(&path)
                 .map(|text| match text.split_once('\n') {
                     Some((_, rest)) => format!("{NOBODY}\n{rest}"),
                     None => format!("{NOBODY}\n"),
                 })
                 .and_then(|text| fs::write(&path, text))
-                .with_context(|| format!("cannot correct {}", path.display()))?;
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }
@@ -253,9 +252,9 @@ impl Server {
         command.output().with_context(|| format!("cannot run pg_ctl {action}"))
     }
 
-    /// A server program with paths relative to the location's directory, since it hands them to a shell;
-    /// under the server's account, out of reach of the terminal's Ctrl-C, without our environment, which may
-    /// hold secrets and settings for other servers.
+    /// A command that runs a server program under the server's account, out of reach of the terminal's Ctrl-C and
+    /// without our environment, which may hold secrets and settings for other servers. Its paths are relative to
+    /// the location's directory, because it passes them to a shell.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.binaries.program(program));
         command.env_clear().env("LC_ALL", "C");
@@ -270,32 +269,34 @@ impl Server {
     }
 }
 
-/// The major version of the files in `data`; `None` where there are none yet.
+/// The major version of the files in `data`; `None` if there are none yet.
 fn data_major(data: &Path) -> Result<Option<u32>> {
     let path = data.join("PG_VERSION");
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let major =
-                text.trim().parse().with_context(|| format!("{} holds no version", path.display()))?;
+            let major = text
+                .trim()
+                .parse()
+                .with_context(|| format!("{} does not contain a version", path.display()))?;
             Ok(Some(major))
         }
         Err(_) if fs::read_dir(data).map_or(true, |mut entries| entries.next().is_none()) => Ok(None),
         Err(error) => Err(error).with_context(|| {
             format!(
-                "cannot read {}: if nothing in its directory is needed, remove that directory",
+                "cannot read {}: if you need nothing in its directory, remove that directory",
                 path.display()
             )
         }),
     }
 }
 
-/// The server's settings: fit for a small machine that does something else as well.
+/// The server's settings, for a small machine that also runs other programs.
 fn settings(socket_directory: &Path, durable: bool) -> String {
     let socket_directory = socket_directory.to_string_lossy().replace('"', "\"\"");
     let socket_directory = socket_directory.replace('\\', "\\\\").replace('\'', "''");
     let safe = if durable { "on" } else { "off" };
     format!(
-        "# Written anew at each start; use ALTER SYSTEM to change a setting for good.\n\
+        "# Rewritten at each start; use ALTER SYSTEM to change a setting permanently.\n\
          cluster_name = 'webhook-processor'\n\
          listen_addresses = ''\n\
          port = 5432\n\
@@ -308,7 +309,7 @@ fn settings(socket_directory: &Path, durable: bool) -> String {
          autovacuum_naptime = '15s'\n\
          timezone = 'UTC'\n\
          lc_messages = 'C'\n\
-         # A file for each day of the week, begun anew when the day returns.\n\
+         # One file per day of the week, overwritten a week later.\n\
          logging_collector = on\n\
          log_directory = '../log'\n\
          log_filename = 'server-%a.log'\n\
@@ -316,7 +317,7 @@ fn settings(socket_directory: &Path, durable: bool) -> String {
          log_rotation_size = 0\n\
          log_truncate_on_rotation = on\n\
          log_timezone = 'UTC'\n\
-         # Neither statements nor rows: they hold payloads and secrets.\n\
+         # Log neither statements nor rows: they hold payloads and secrets.\n\
          log_min_error_statement = 'panic'\n\
          log_error_verbosity = 'terse'\n\
          fsync = {safe}\n\
@@ -325,34 +326,34 @@ fn settings(socket_directory: &Path, durable: bool) -> String {
     )
 }
 
-/// What a program that failed has said.
+/// The exit status of a failed program, and its output.
 fn said(output: &Output) -> String {
     let text = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
     format!("{}: {}", output.status, String::from_utf8_lossy(text).trim())
 }
 
-/// Whether process `pid` is the server with its files in `data`; in doubt it is.
+/// Whether process `pid` is the server whose files are in `data`. If in doubt, yes.
 fn serves(pid: u32, data: &Path) -> bool {
     let Some(name) = process_name(pid) else { return false };
     if name != "postgres" && name != "postmaster" {
         return false;
     }
-    // A server's working directory is its data directory. Without /proc, or the right to look, the name has
-    // to do.
+    // A server's working directory is its data directory. Without /proc, or permission to read it, the name must
+    // suffice.
     fs::read_link(format!("/proc/{pid}/cwd")).map_or(true, |directory| directory == data)
 }
 
-/// The process named by a lock file of Postgres.
+/// The process id in a lock file of Postgres.
 fn pid_in(path: &Path) -> Option<u32> {
     fs::read_to_string(path).ok()?.lines().next()?.trim().parse().ok()
 }
 
-/// Whether the number is taken, be it by a process that has ended and that nobody has collected.
+/// Whether the process id is in use. A process that has ended but was not reaped counts, too.
 fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists() || process_name(pid).is_some()
 }
 
-/// The name of a process that still runs: one that has ended and waits for its parent to notice has none.
+/// The name of a running process; `None` for one that has ended, even if its parent has not reaped it.
 fn process_name(pid: u32) -> Option<String> {
     let mut stat = String::new();
     if let Ok(mut file) = File::open(format!("/proc/{pid}/stat")) {

@@ -7,18 +7,18 @@ use tokio::sync::Mutex;
 
 use crate::application::ports::{Backlog, DeliveryRecords, StoreError};
 
-/// How old the backlog may be that metrics tell of, at least.
+/// The shortest time between two reads of the backlog.
 const BACKLOG_AGE_MAX: Duration = Duration::from_secs(5);
-/// Reading it costs more the larger it is; it is read so seldom that this many times the cost lies in between.
+/// A large backlog takes long to read, so the next read waits this many times as long as the last one took.
 const BACKLOG_REST: u32 = 20;
-/// How long an answer about health waits for the backlog.
+/// How long a health check waits for the backlog.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How much is waiting, read at most every few seconds.
+/// The backlog, read at most every few seconds.
 pub struct BacklogSample {
     records: Arc<dyn DeliveryRecords>,
     last: std::sync::Mutex<Option<Sample>>,
-    /// Held by whoever reads.
+    /// Held during a read, so that only one is under way.
     reading: Mutex<()>,
 }
 
@@ -29,13 +29,12 @@ struct Sample {
 }
 
 impl BacklogSample {
-    /// Nothing is read yet.
     pub fn new(records: Arc<dyn DeliveryRecords>) -> Self {
         Self { records, last: std::sync::Mutex::default(), reading: Mutex::default() }
     }
 
     fn last(&self) -> Option<Sample> {
-        // a sample is replaced whole, whatever panics
+        // a panic cannot leave half a sample behind: it is replaced as a whole
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,4 @@
-//! `POST /webhooks/batch`: many events in one request, as an array or as a stream of lines without end.
+//! `POST /webhooks/batch`: many events in one request, as an array or as an unlimited stream of lines.
 
 use std::io::SeekFrom;
 use std::pin::pin;
@@ -34,65 +34,64 @@ use crate::contract::json::parse_json;
 
 /// The most events of an array; a stream has no limit.
 const ARRAY_ITEMS_MAX: usize = 1_000;
-/// The largest array.
 const ARRAY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// The most text, in KiB, that arrays may take together while they are read and worked off; more arrays wait.
+/// The most text, in KiB, of all arrays that are read and processed at the same time; further arrays wait.
 const ARRAYS_KIB_MAX: u32 = 64 * 1024;
-/// How long an array may wait for that.
+/// How long an array waits for room.
 const ARRAY_ROOM_WAIT: Duration = Duration::from_secs(2);
-/// One for the process, as its memory is.
+/// Shared by the whole process, like its memory.
 static ARRAY_ROOM: Semaphore = Semaphore::const_new(ARRAYS_KIB_MAX as usize);
-/// How many events of one stream are on their way to the database at a time.
+/// How many events of one stream are being stored at the same time.
 const STREAM_AHEAD: usize = 300;
 /// How long the next part of a stream may take to arrive.
 const STREAM_IDLE_MAX: Duration = Duration::from_secs(30);
-/// Results up to this size are kept in memory, longer ones in a file.
+/// Results up to this size, in bytes, are kept in memory, longer ones in a file.
 const RESULTS_MEMORY_MAX: usize = 256 * 1024;
 
-/// What became of the events of a batch.
+/// The results of a batch.
 #[derive(Serialize, ToSchema)]
 pub struct BatchResults {
-    /// One for each event, in order.
+    /// One result per event, in order.
     results: Vec<BatchResult>,
 }
 
-/// A stream that broke off, or fell silent: a problem with the results of what had come before.
+/// The problem of a stream that broke off or fell silent, with the results of the events that had arrived.
 #[derive(Serialize, ToSchema)]
 pub struct BrokenBatch {
     #[serde(flatten)]
     problem: Problem,
-    /// Of a stream: one for each event that had arrived, in order. What follows was not accepted: send it again.
+    /// For a stream: one result per event that had arrived, in order. Later events were not accepted: send them again.
     #[serde(skip_serializing_if = "Option::is_none")]
     results: Option<Vec<BatchResult>>,
 }
 
-/// What became of one event: a `queue_id`, or an `error`.
+/// The result of one event: a `queue_id`, or an `error`.
 #[derive(Serialize, ToSchema)]
 pub struct BatchResult {
-    /// Its place in the batch, from 0.
+    /// The event's position in the batch, from 0.
     index: u64,
-    /// The delivery.
+    /// The delivery of the event.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_id: Option<Uuid>,
     /// Whether the same event was accepted before, as this delivery.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     duplicate: bool,
-    /// Why it was not accepted.
+    /// Why the event was not accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Problem>,
 }
 
 /// Accept many events.
 ///
-/// An array of at most 1,000, or `application/x-ndjson`: a stream of any length, one event a line of at most 64 KiB.
-/// Each event is accepted or refused by itself; the answer comes after all that were accepted are committed. A stream
-/// that breaks off, or is silent for 30 s, is answered with a problem whose `results` say what was accepted before.
+/// An array of at most 1,000, or `application/x-ndjson`: a stream of any length, one event per line, at most 64 KiB per
+/// line. Each event is accepted or refused on its own; the answer comes after all accepted events are committed. A stream
+/// that breaks off, or is silent for 30 s, is answered with a problem whose `results` show what was accepted before.
 #[utoipa::path(post, path = "/webhooks/batch", operation_id = "enqueue_batch", tag = "webhooks",
     request_body(content((Vec<EventBody> = "application/json"), (String = "application/x-ndjson"))),
     responses(
-        (status = 200, description = "What became of each", body = BatchResults),
-        (status = 400, description = "Not a JSON array; or a stream that broke off, with the results of what came before", body = BrokenBatch, content_type = "application/problem+json"),
-        (status = 408, description = "A stream that fell silent, with the results of what came before", body = BrokenBatch, content_type = "application/problem+json"),
+        (status = 200, description = "One result per event", body = BatchResults),
+        (status = 400, description = "Not JSON; or a stream that broke off, with the results of the events before", body = BrokenBatch, content_type = "application/problem+json"),
+        (status = 408, description = "A stream that fell silent, with the results of the events before", body = BrokenBatch, content_type = "application/problem+json"),
         (status = 413, description = "More than 1,000 events or 8 MiB"),
         (status = 422, description = "Not an array"),
         (status = 415, description = "Neither of the two content types"),
@@ -114,7 +113,7 @@ pub async fn enqueue_batch(
         while let Some(result) = accepted.next().await {
             match result {
                 Ok(result) => results.push(result).await?,
-                // those before it are committed: whoever sent them must learn it
+                // the events before it are committed, and the caller must learn that
                 Err(broken) => return results.into_response(Some(&broken)).await,
             }
         }
@@ -138,7 +137,7 @@ pub async fn enqueue_batch(
     results.into_response(None).await
 }
 
-/// Waits until there is room for an array: for as much text as its length says, or else for the largest.
+/// Waits for room for an array: for its content length, or, if that is missing, for the largest size.
 async fn array_room(parts: &Parts) -> Result<SemaphorePermit<'static>, ApiError> {
     let length = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let length = length.unwrap_or(ARRAY_BYTES_MAX);
@@ -152,7 +151,7 @@ async fn array_room(parts: &Parts) -> Result<SemaphorePermit<'static>, ApiError>
     }
 }
 
-/// Accepts one event, or says why not. Fails only if the stream itself does.
+/// Accepts one event, or reports why not. Fails only if the stream itself fails.
 async fn accept(
     api: &Api,
     caller: &Admitted,
@@ -163,7 +162,7 @@ async fn accept(
         Line::TooLong => Err(ApiError::too_large(BODY_BYTES_MAX)),
         Line::Text(text) if text.len() > BODY_BYTES_MAX => Err(ApiError::too_large(BODY_BYTES_MAX)),
         Line::Text(text) => {
-            // until then it is text and no more
+            // before there is room, the event stays text, which takes least memory
             let _room = api.enqueue.bulk_room(text.len()).await;
             Box::pin(async {
                 let event = EventBody::from_json(&text)?.into_event(trace)?;
@@ -196,9 +195,9 @@ enum Line {
 struct Lines {
     body: Body,
     buffer: BytesMut,
-    /// How much of the buffer holds no end of a line.
+    /// The first so many bytes of the buffer contain no line end.
     searched: usize,
-    /// Within a line that is too long already.
+    /// Whether the rest of a line that is too long is being skipped.
     skipping: bool,
     ended: bool,
 }
@@ -239,7 +238,7 @@ impl Lines {
                 if self.buffer.is_empty() && !self.skipping {
                     return Ok(None);
                 }
-                // the last line need not end in a newline
+                // the last line may lack its newline
                 self.buffer.extend_from_slice(b"\n");
                 continue;
             }
@@ -257,7 +256,7 @@ impl Lines {
     }
 }
 
-/// The answer as it grows: in memory while it is short, then in a file without a name.
+/// The growing answer: in memory while it is short, then in an unnamed temporary file.
 #[derive(Default)]
 struct Results {
     count: u64,
@@ -290,7 +289,7 @@ impl Results {
         Ok(())
     }
 
-    /// The answer: 200, or the problem at which the stream ended, with the results of what came before it.
+    /// The answer: 200, or the problem that ended the stream, with the results of the events before it.
     async fn into_response(mut self, problem: Option<&ApiError>) -> Result<Response, ApiError> {
         self.memory.extend_from_slice(if self.count == 0 { b"{\"results\":[]" } else { b"]" });
         let (status, content_type) = match problem {
@@ -300,7 +299,7 @@ impl Results {
             }
             Some(error) => {
                 let problem = serde_json::to_vec(&error.problem()).expect("a problem is plain data");
-                // its members join those that are there
+                // its members follow those already written
                 self.memory.push(b',');
                 self.memory.extend_from_slice(&problem[1..]);
                 (error.status(), PROBLEM_JSON)
@@ -316,7 +315,7 @@ impl Results {
     }
 }
 
-/// The file from its beginning, then `rest`.
+/// Reads the file from its beginning, then `rest`.
 async fn read_back(
     mut file: BufWriter<File>,
     rest: Vec<u8>,
@@ -327,10 +326,10 @@ async fn read_back(
     Ok(ReaderStream::new(file).chain(stream::once(async { Ok(Bytes::from(rest)) })))
 }
 
-/// The events are stored, but where the answer should grow there is no room.
+/// The events are stored, but there is no disk space for the answer.
 fn unwritable(cause: &std::io::Error) -> ApiError {
-    error!(error = %cause, "the results of a batch cannot be kept in a temporary file");
+    error!(error = %cause, "cannot write the results of a batch to a temporary file");
     ApiError::unavailable(
-        "the results do not fit on this machine; send the events again, with their event_id, in smaller parts",
+        "there is no disk space for the results; send the events again, with their event_id, in smaller batches",
     )
 }

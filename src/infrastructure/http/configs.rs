@@ -57,17 +57,17 @@ pub async fn register(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[param(pattern = "^[1-9][0-9]{0,17}$")]
     cursor: Option<String>,
-    /// Items of a page.
+    /// Items per page.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
 }
 
 /// List configs, oldest first.
 #[utoipa::path(get, path = "/api/webhooks", operation_id = "list_configs", tag = TAG, params(ListQuery), responses(
-    (status = 200, description = "A page of them", body = Page<ConfigView>),
+    (status = 200, description = "A page of configs", body = Page<ConfigView>),
     (status = 422, description = "A parameter is at fault"),
 ))]
 pub async fn list(
@@ -92,7 +92,7 @@ pub async fn list(
     Ok(Json(Page { items, next_cursor: page.next_cursor }))
 }
 
-/// A config as it holds in this process.
+/// A config, with the time limit that applies in this process.
 fn view(api: &Api, endpoint: Endpoint) -> ConfigView {
     ConfigView::new(endpoint, api.endpoints.timeout_max())
 }
@@ -129,7 +129,7 @@ pub async fn show(
     Ok(Json(view(&api, api.endpoints.show(id).await?)))
 }
 
-/// Change a config: only what the body names.
+/// Change the fields of a config that the body contains.
 ///
 /// Deliveries that were accepted before keep their URL. `null` removes a URL.
 #[utoipa::path(patch, path = "/api/webhooks/{id}", operation_id = "change_config", tag = TAG,
@@ -155,7 +155,7 @@ pub async fn change(
     params(("id" = i64, Path, minimum = 1)), responses(
     (status = 200, description = "The probe is due now", body = ConfigView),
     (status = 404, description = "No such config"),
-    (status = 409, description = "Its circuit is not open by failures"),
+    (status = 409, description = "Its circuit was not opened by failures"),
 ))]
 pub async fn probe(
     State(api): State<Api>,

@@ -1,4 +1,4 @@
-//! The OpenAPI document, made from the code, and pages to read it.
+//! The OpenAPI document, generated from the code, and a page to read it.
 
 use std::collections::BTreeMap;
 
@@ -61,7 +61,7 @@ pub(super) fn description() -> utoipa::openapi::OpenApi {
     Description::openapi()
 }
 
-/// The whole document.
+/// All routes, for callers and for operators.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut document = api_routes().into_openapi();
     document.merge(health_routes().into_openapi());
@@ -74,7 +74,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     document
 }
 
-/// Shows as one object what is put together from several, which flattened fields are.
+/// Merges an `allOf` of objects, which flattened fields produce, into one object.
 fn put_together(schema: &mut RefOr<Schema>) {
     match schema {
         RefOr::T(Schema::Object(object)) => object.properties.values_mut().for_each(put_together),
@@ -122,7 +122,7 @@ fn describe_access(path: &str, item: &mut PathItem) {
     }
 }
 
-/// Says of each error that it is a problem, unless its route says what else it is.
+/// Documents the body of each error as a problem, unless its route documents another body.
 fn describe_problems(path: &mut PathItem) {
     let operations = [&mut path.get, &mut path.post, &mut path.put, &mut path.patch, &mut path.delete];
     for operation in operations.into_iter().flatten() {
@@ -138,7 +138,7 @@ fn describe_problems(path: &mut PathItem) {
     }
 }
 
-/// How a route with a JSON body answers one that it cannot accept.
+/// The errors of a route with a JSON body.
 pub(super) struct BodyProblems;
 
 impl IntoResponses for BodyProblems {
@@ -163,7 +163,7 @@ pub(super) fn routes() -> Router {
         .layer(map_response(with_our_title))
 }
 
-/// The page's own title is that of the program which shows it.
+/// Replaces the page's title, which names Swagger UI.
 async fn with_our_title(response: Response) -> Response {
     let is_page =
         response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
@@ -179,7 +179,7 @@ async fn with_our_title(response: Response) -> Response {
             Response::from_parts(parts, page.into())
         }
         Err(cause) => {
-            error!(error = %cause, "the page of the documentation cannot be read");
+            error!(error = %cause, "the documentation page cannot be read");
             ApiError::unexpected().into_response()
         }
     }

@@ -1,4 +1,4 @@
-//! One error for the whole API, answered as `application/problem+json` (RFC 9457).
+//! One error type for the whole API, answered as `application/problem+json` (RFC 9457).
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,12 +18,11 @@ use crate::application::ports::StoreError;
 use crate::contract::json::Unreadable;
 use crate::domain::invalid::{FieldError, Invalid};
 
-/// The media type of a problem.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 /// After how many seconds a caller should try again.
 const RETRY_AFTER_SECONDS: &str = "2";
 
-/// A problem, as it is answered.
+/// An error, as the API answers it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Problem {
     /// Always `about:blank`: the status says what kind of problem it is.
@@ -54,7 +53,7 @@ pub struct FieldProblem {
     message: String,
 }
 
-/// Why a request is not answered as asked.
+/// Why a request failed.
 #[derive(Debug, Clone)]
 pub struct ApiError {
     status: StatusCode,
@@ -100,7 +99,7 @@ impl ApiError {
     }
 
     pub(super) fn method_not_allowed() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know the method")
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not support the method")
     }
 
     pub(super) fn too_slow() -> Self {
@@ -126,11 +125,11 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// What went wrong is in the log, under the request's id.
+    /// Says nothing about the cause, which is in the log under the request's id.
     pub(super) fn unexpected() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "something went wrong; the log tells more under x-request-id",
+            "something went wrong; the log has details under this answer's x-request-id",
         )
     }
 
@@ -139,12 +138,10 @@ impl ApiError {
         Invalid::field(field, message).into()
     }
 
-    /// The HTTP status.
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// As it is answered.
     pub(super) fn problem(&self) -> Problem {
         Problem {
             kind: "about:blank",
@@ -208,7 +205,7 @@ impl From<StoreError> for ApiError {
                     warn!(error = error.report(), "the database did not answer in time");
                 }
                 Self::unavailable(
-                    "the database did not answer in time; it may have been done all the same, so look, or send it again with its event_id",
+                    "the database did not answer in time; the change may have been made all the same, so check, or send the event again with its event_id",
                 )
             }
             StoreError::Refused(_) | StoreError::Unexpected(_) => {
@@ -219,7 +216,7 @@ impl From<StoreError> for ApiError {
     }
 }
 
-/// So that an outage under load does not fill the log, too.
+/// Limits log lines to one per second, so that an outage under load does not fill the log.
 fn is_first_of_this_second() -> bool {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

@@ -1,4 +1,4 @@
-//! What comes in: bodies, queries and path parameters, read within limits, with errors that name the field.
+//! Reads bodies, queries and path parameters within limits, and reports errors by field.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<T> {
     }
 }
 
-/// The same, where the body may be left out.
+/// A JSON body that may be left out.
 pub struct OptionalApiJson<T>(pub Option<T>);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalApiJson<T> {
@@ -54,14 +54,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for OptionalApiJson<T> 
     }
 }
 
-/// Whether the content type is this one, whatever its parameters.
+/// Whether the content type is `expected`, with any parameters.
 pub fn has_media_type(parts: &Parts, expected: &str) -> bool {
     let content_type =
         parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     content_type.split(';').next().is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case(expected))
 }
 
-/// Reads a whole body.
+/// Reads a whole body of at most `bytes_max`, within the time limit.
 pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     match timeout(BODY_TIME_MAX, Limited::new(body, bytes_max).collect()).await {
         Err(_) => Err(ApiError::too_slow()),
@@ -71,7 +71,7 @@ pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> 
     }
 }
 
-/// Query parameters. Unknown ones are refused: a misspelt filter would otherwise answer everything.
+/// Query parameters. Unknown ones are refused: a misspelt filter would otherwise select everything.
 pub struct ApiQuery<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
@@ -90,7 +90,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
     }
 }
 
-/// What is wrong with a parameter, as a caller would say it.
+/// The fault of a parameter in words for callers: the parser's words about numbers are Rust's.
 fn query_fault(message: &str) -> &str {
     let is_about_a_number = ["invalid digit", "number too", "cannot parse integer"]
         .iter()
@@ -98,7 +98,7 @@ fn query_fault(message: &str) -> &str {
     if is_about_a_number { "must be a whole number" } else { message }
 }
 
-/// A path parameter; one that cannot name anything is answered like one that names nothing.
+/// A path parameter. A malformed one is answered like an unknown one.
 pub struct ApiPath<T>(pub T);
 
 impl<T: FromStr + Send, S: Send + Sync> FromRequestParts<S> for ApiPath<T> {
@@ -107,6 +107,6 @@ impl<T: FromStr + Send, S: Send + Sync> FromRequestParts<S> for ApiPath<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::<String>::from_request_parts(parts, state).await;
         let parsed = path.ok().and_then(|Path(text)| text.parse().ok());
-        parsed.map(Self).ok_or_else(|| ApiError::not_found("there is nothing of that id"))
+        parsed.map(Self).ok_or_else(|| ApiError::not_found("nothing has this id"))
     }
 }

@@ -12,18 +12,18 @@ use utoipa::ToSchema;
 use super::operators::{Operations, TAG};
 use crate::domain::held::Held;
 
-/// How a process is.
+/// The health of a process.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HealthView {
     /// `ok` or `failing`.
     status: &'static str,
-    /// Of this program.
+    /// The version of this program.
     version: &'static str,
-    /// What was looked at; empty where nothing was.
+    /// What was checked; empty for liveness.
     checks: Vec<CheckView>,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
     /// `database`, `migrations`, `oldest_ready_delivery`, `held_deliveries`, `writes`, `duties` or
@@ -31,7 +31,7 @@ pub struct CheckView {
     name: &'static str,
     /// `ok` or `failing`.
     status: &'static str,
-    /// In words.
+    /// The finding, in words.
     detail: String,
 }
 
@@ -48,8 +48,8 @@ fn check(name: &'static str, well: bool, detail: impl Into<String>) -> CheckView
 
 /// Overall health: the same as readiness.
 #[utoipa::path(get, path = "/health", tag = TAG, responses(
-    (status = 200, description = "All is well", body = HealthView),
-    (status = 503, description = "Something is not", body = HealthView),
+    (status = 200, description = "Every check is ok", body = HealthView),
+    (status = 503, description = "A check is failing", body = HealthView),
 ))]
 pub async fn health(state: State<Operations>) -> impl IntoResponse {
     ready(state).await
@@ -63,8 +63,8 @@ pub async fn live() -> impl IntoResponse {
     health_view(vec![])
 }
 
-/// Whether the process can do its work: the database answers, its schema is new enough, what is written is committed,
-/// deliveries do not pile up, and nothing that is done over and over keeps failing.
+/// Whether the process can do its work: the database answers, its schema is new enough, writes are committed, deliveries do
+/// not pile up, and no recurring duty keeps failing.
 #[utoipa::path(get, path = "/health/ready", tag = TAG, responses(
     (status = 200, description = "Ready", body = HealthView),
     (status = 503, description = "Not ready", body = HealthView),
@@ -81,7 +81,7 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
             let detail = if migrated {
                 "all applied".to_owned()
             } else {
-                // a start that waits knows better
+                // a service that is waiting for its database knows more
                 let trouble = operations.database.trouble();
                 trouble.unwrap_or_else(|| "missing; run webhook-processor migrate".to_owned())
             };
@@ -96,7 +96,7 @@ pub async fn ready(State(operations): State<Operations>) -> impl IntoResponse {
                 checks.push(check(
                     "start",
                     false,
-                    "the service is starting; its API answers 503 until it has",
+                    "the service is starting; until it has started, its API answers 503",
                 ));
             }
         }
@@ -111,7 +111,7 @@ async fn writes(operations: &Operations) -> CheckView {
     }
 }
 
-/// What the process does over and over: promotion, upkeep.
+/// The recurring duties of the process: promotion and upkeep.
 fn duties(operations: &Operations) -> CheckView {
     const NAME: &str = "duties";
     let failing = operations.duties.that_keep_failing();
@@ -122,7 +122,7 @@ fn duties(operations: &Operations) -> CheckView {
     check(NAME, false, format!("keep failing: {}", failing.join("; ")))
 }
 
-/// How long a check waits for the database: whoever asks has little patience.
+/// How long a check waits for the database, since health checks have short time limits.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
 
 async fn oldest_ready(operations: &Operations) -> CheckView {
@@ -133,7 +133,7 @@ async fn oldest_ready(operations: &Operations) -> CheckView {
     };
     match age {
         Err(_) => check(NAME, false, "cannot be read"),
-        // what is held may wait all the same
+        // held deliveries may be waiting all the same
         Ok(None) => check(NAME, true, "nothing waits that could be claimed"),
         Ok(Some(age)) => {
             let detail = format!("has waited {} ms; the limit is {} ms", age.as_millis(), limit.as_millis());
@@ -142,7 +142,7 @@ async fn oldest_ready(operations: &Operations) -> CheckView {
     }
 }
 
-/// What is held is no failure of this service: operators and receivers have their reasons. But it is not idle, either.
+/// Held deliveries are shown, but are no failure of this service: a pause, a limit or a receiver holds them.
 async fn held_deliveries(operations: &Operations) -> CheckView {
     const NAME: &str = "held_deliveries";
     match operations.backlog.recent_soon().await {
@@ -170,7 +170,7 @@ fn in_words(held: &Held) -> String {
     format!("{} {are} held, the oldest for {age}: {}", held.total(), reasons.join(", "))
 }
 
-/// A duration in its largest unit.
+/// A duration, rounded down, in a unit that suits its size.
 fn rough(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..=119 => format!("{seconds} s"),

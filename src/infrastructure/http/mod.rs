@@ -38,21 +38,20 @@ use crate::application::enqueue::Enqueue;
 use crate::application::manage_deliveries::ManageDeliveries;
 use crate::application::manage_endpoints::ManageEndpoints;
 
-/// What handlers work with.
+/// What the handlers of the API use.
 #[derive(Clone)]
 pub struct Api {
-    /// Accepts events.
+    /// Events in.
     pub enqueue: Arc<Enqueue>,
-    /// Shows and acts on deliveries.
+    /// Deliveries, and what people do with them.
     pub deliveries: Arc<ManageDeliveries>,
-    /// Looks after configs.
+    /// Configs, which the domain calls endpoints.
     pub endpoints: Arc<ManageEndpoints>,
-    /// Looks after API keys.
+    /// API keys: who may do what.
     pub access: Arc<Access>,
 }
 
-/// Answers 503 as long as the database is not ready. Why it is not is for operators: it stands in the log and under
-/// /health/ready.
+/// Answers 503 until the database is ready. The reason is for operators: the log and /health/ready show it.
 async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -> Response {
     if begun.has() {
         return next.run(request).await;
@@ -60,7 +59,7 @@ async fn after_begin(State(begun): State<Begun>, request: Request, next: Next) -
     ApiError::unavailable("the service is starting and waits for its database; try again").into_response()
 }
 
-/// The routes for callers, with their documentation.
+/// The routes for callers, with their OpenAPI documentation.
 fn api_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(docs::description())
         .routes(routes!(webhooks::enqueue, webhooks::list))
@@ -102,7 +101,7 @@ pub struct Openness {
     pub shows_docs: bool,
 }
 
-/// All routes; those for callers only if there is an `api` behind them.
+/// All routes; without an `api`, only those for operators.
 pub fn router(operations: Operations, api: Option<Api>, openness: Openness) -> Router {
     let begun = operations.begun.clone();
     let Openness { door, guards_metrics, shows_docs } = openness;

@@ -9,12 +9,12 @@ use axum::response::Response;
 use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
-/// Names a request in answers and logs.
+/// Identifies a request in answers and logs.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest request id of a caller that is taken over.
+/// A longer request id of a caller is replaced by one of ours.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Names, measures and logs each request. The query is left out: it may hold what is nobody's business.
+/// Gives each request an id, a log span and a metric. The span leaves out the query, which may hold private data.
 pub async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);

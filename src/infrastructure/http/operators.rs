@@ -46,14 +46,14 @@ impl Operations {
         }
     }
 
-    /// The process is not ready while one of these keeps failing.
+    /// Makes the process not ready while one of these duties keeps failing.
     #[must_use]
     pub fn watching(mut self, duties: Arc<Duties>) -> Self {
         self.duties = duties;
         self
     }
 
-    /// The API answers only after this.
+    /// Makes the API answer 503 until `begun` is noted.
     #[must_use]
     pub fn after(mut self, begun: Begun) -> Self {
         self.begun = begun;
@@ -61,12 +61,12 @@ impl Operations {
     }
 }
 
-/// Whether the service has begun. Until its database is ready, the API has nothing to answer with.
+/// Whether the database has been ready once. Before that, the API cannot answer anything.
 #[derive(Debug, Clone, Default)]
 pub struct Begun(Arc<AtomicBool>);
 
 impl Begun {
-    /// It has, before anyone could ask.
+    /// For a process whose database is ready already.
     fn already() -> Self {
         Self(Arc::new(AtomicBool::new(true)))
     }
@@ -75,7 +75,7 @@ impl Begun {
         self.0.load(Ordering::Acquire)
     }
 
-    /// It has.
+    /// Notes that the database is ready.
     pub fn note(&self) {
         self.0.store(true, Ordering::Release);
     }

@@ -1,5 +1,5 @@
-//! The accept loop: bounded in connections, and in the time that a header and an answer may take, which `axum::serve`
-//! is not.
+//! The accept loop. Unlike `axum::serve`, it bounds the number of connections, and the time that a header and an answer may
+//! take.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,30 +22,30 @@ use tracing::{debug, warn};
 
 /// The most connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 4_096;
-/// How many may wait, as far as the system lets them (`net.core.somaxconn`). One that finds no room tries again after a
-/// second.
+/// How many may wait to be accepted; the system may set a lower limit (`net.core.somaxconn`). A caller that exceeds it tries
+/// again after a second.
 const WAITING_MAX: u32 = 4_096;
-/// How long a request's header may take to arrive, and a connection may be idle.
+/// How long a request's header may take to arrive, and how long a connection may be idle.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
-/// How long a caller may take to read a part of an answer.
+/// How long a caller may take to read the next part of an answer.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
 /// The largest header of a request.
 const HEADER_BYTES_MAX: usize = 32 * 1024;
-/// How long requests under way may take to end after `stop`.
+/// How long requests that are under way may take to finish after `stop`.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
-/// The wait after accepting has failed: the process is out of file descriptors, say.
+/// The wait after a failed accept, for example because the process has run out of file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Listens where many may call at once.
+/// Listens with a long queue of waiting connections.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // the connections of a process that has just ended do not keep the next one from the address
+    // or the connections of a process that has just ended would keep the address occupied
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(WAITING_MAX)
 }
 
-/// Serves until `stop`, then lets requests under way end.
+/// Serves until `stop`, then waits until requests that are under way have finished.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
@@ -64,7 +64,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     }
     drop(listener);
     if timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
-        warn!("requests still under way are cut off");
+        warn!("requests were still under way after the time limit and are cut off");
     }
 }
 
@@ -85,7 +85,7 @@ fn serve_connection(
     router: Router,
     graceful: &GracefulShutdown,
 ) {
-    // one who asks and never reads the answer
+    // against callers that never read the answer
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIME_MAX));
     let connection = http1::Builder::new()
@@ -99,7 +99,7 @@ fn serve_connection(
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         let _permit = permit;
-        // a caller that hangs up is no news
+        // callers may hang up at any time
         if let Err(error) = connection.await {
             debug!(%error, "a connection ended early");
         }

@@ -28,20 +28,19 @@ use crate::domain::invalid::{Faults, Invalid};
 use crate::domain::replay::ReplayTarget;
 
 const TAG: &str = "webhooks";
-/// Items of a page, if the caller does not say.
+/// Items per page by default.
 const PAGE_DEFAULT: i64 = 50;
-/// The most items of a page.
 pub(super) const PAGE_MAX: i64 = 200;
 
 /// Accept an event.
 ///
-/// Answers after the event is committed, never before. Safe to repeat with the same `event_id`; without one, a
+/// Answers only after the event is committed. A request can be repeated safely with the same `event_id`; without one, a
 /// repetition is a second event.
 #[utoipa::path(post, path = "/webhooks", operation_id = "enqueue", tag = TAG, request_body = EventBody, responses(
     (status = 201, description = "Accepted", body = ReceiptView),
     (status = 200, description = "The same event was accepted before", body = ReceiptView),
     BodyProblems,
-    (status = 503, description = "It cannot be stored now; see Retry-After"),
+    (status = 503, description = "The event cannot be stored now; see Retry-After"),
 ))]
 pub async fn enqueue(
     State(api): State<Api>,
@@ -61,7 +60,7 @@ pub async fn enqueue(
     Ok((StatusCode::OK, location, Json(ReceiptView::duplicate_of(first))).into_response())
 }
 
-/// The caller's trace, which attempts carry on.
+/// The caller's trace, which is sent with the attempts.
 pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
     headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
@@ -105,24 +104,24 @@ async fn check_reach(api: &Api, caller: &Admitted, queue_id: QueueId) -> Result<
 pub struct ListQuery {
     #[param(schema_with = schemas::status_filter)]
     status: Option<String>,
-    /// To this config.
+    /// Only deliveries to this config.
     #[param(minimum = 1)]
     config_id: Option<i64>,
     #[param(schema_with = schemas::event_type_filter)]
     event_type: Option<String>,
-    /// Of this event.
+    /// Only deliveries of this event.
     #[param(pattern = r"^[^\u0000]*$")]
     event_id: Option<String>,
-    /// Accepted at this time or later (RFC 3339). In a query the plus of a time zone is written `%2B`.
+    /// Accepted at this time or later (RFC 3339). Write the plus of a time zone as `%2B`.
     #[param(format = DateTime, pattern = "^(19[7-9][0-9]|[2-9][0-9]{3})-", example = "2026-01-31T12:00:00Z")]
     from: Option<String>,
     /// Accepted before this time (RFC 3339).
     #[param(format = DateTime, pattern = "^(19[7-9][0-9]|[2-9][0-9]{3})-", example = "2026-02-01T12:00:00Z")]
     to: Option<String>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[param(format = Uuid)]
     cursor: Option<String>,
-    /// Items of a page.
+    /// Items per page.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
 }
@@ -134,7 +133,7 @@ impl ListQuery {
         let filter = DeliveryFilter {
             status: self.status.and_then(|text| faults.note(text.parse::<DeliveryStatus>())),
             config_id: self.config_id.and_then(|number| faults.note(EndpointId::parse("config_id", number))),
-            // a plus that was not encoded has become a space on the way
+            // a plus that the caller did not encode arrives as a space
             event_type: self
                 .event_type
                 .and_then(|text| faults.note(text.replace(' ', "+").parse::<EventType>())),
@@ -159,7 +158,7 @@ impl ListQuery {
     }
 }
 
-/// A time in a query. The plus of its time zone has become a space on the way, unless it was written `%2B`.
+/// A time in a query. The plus of its time zone arrives as a space, unless it was written `%2B`.
 fn query_time(field: &str, text: &str) -> Result<DateTime<Utc>, Invalid> {
     match text.rsplit_once(' ') {
         Some((time, zone)) if time.contains([':']) => parse_time(field, &format!("{time}+{zone}")),
@@ -167,7 +166,7 @@ fn query_time(field: &str, text: &str) -> Result<DateTime<Utc>, Invalid> {
     }
 }
 
-/// Items of a page.
+/// The number of items per page that a query asks for.
 pub(super) fn page_size(limit: Option<i64>) -> Result<usize, Invalid> {
     match limit.unwrap_or(PAGE_DEFAULT) {
         limit @ 1..=PAGE_MAX => Ok(usize::try_from(limit).expect("it is between 1 and 200")),
@@ -177,7 +176,7 @@ pub(super) fn page_size(limit: Option<i64>) -> Result<usize, Invalid> {
 
 /// List deliveries, newest first.
 #[utoipa::path(get, path = "/webhooks", operation_id = "list_deliveries", tag = TAG, params(ListQuery), responses(
-    (status = 200, description = "A page of them", body = Page<DeliveryView>),
+    (status = 200, description = "A page of deliveries", body = Page<DeliveryView>),
     (status = 422, description = "A filter is at fault"),
 ))]
 pub async fn list(
@@ -196,16 +195,16 @@ pub async fn list(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct StatisticsQuery {
-    /// Terminal deliveries of this long, such as `1h` or `7d`; all that are kept, if not given. It begins on a whole
-    /// minute; above 3 hours on a whole hour, above 3 days on a whole day (UTC). `from` of the answer tells when.
+    /// Count terminal deliveries of this period, such as `1h` or `7d`; without it, all that are kept. The period begins on a
+    /// whole minute; above 3 hours on a whole hour, above 3 days on a whole day (UTC). `from` of the answer shows when.
     #[param(pattern = "^[1-9][0-9]{0,2}(m|h|d|w)$", example = "1h")]
     window: Option<String>,
-    /// Of this config.
+    /// Count only this config's deliveries.
     #[param(minimum = 1)]
     config_id: Option<i64>,
 }
 
-/// Count deliveries and attempts: exactly, and in milliseconds whatever the history.
+/// Count deliveries and attempts: exactly, and within milliseconds even with a long history.
 #[utoipa::path(get, path = "/webhooks/stats", operation_id = "count", tag = TAG, params(StatisticsQuery), responses(
     (status = 200, description = "The counts", body = StatisticsView),
     (status = 404, description = "No such config"),
@@ -265,8 +264,8 @@ pub async fn cancel(
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayBody {
-    /// `true`: to the URL that the config has now, instead of the one that was requested. Then a delivery that waits can be
-    /// sent anew, too: it is cancelled in the same transaction.
+    /// Whether to use the config's current URL instead of the one that was requested. Then a waiting delivery can be replayed,
+    /// too: it is cancelled in the same transaction.
     #[serde(default)]
     #[schema(example = false, default = false)]
     current_url: bool,
@@ -274,12 +273,12 @@ pub struct ReplayBody {
 
 /// Send a terminal delivery again, as a new one that refers to it.
 ///
-/// A delivery is replayed once, however often this is asked; to send it a third time, replay the replay. The body may be
-/// left out.
+/// A delivery is replayed only once, even if this request is repeated; to send it a third time, replay the replay. The body
+/// may be left out.
 #[utoipa::path(post, path = "/webhooks/{queue_id}/replay", operation_id = "replay_delivery", tag = TAG, params(("queue_id" = uuid::Uuid, Path)),
     request_body = Option<ReplayBody>, responses(
     (status = 201, description = "The new delivery", body = DeliveryView),
-    (status = 200, description = "It had been replayed before, as this delivery", body = DeliveryView),
+    (status = 200, description = "It was replayed before, as this delivery", body = DeliveryView),
     (status = 404, description = "No such delivery"),
     (status = 409, description = "It is still open, or its config was deleted"),
 ))]

@@ -22,8 +22,8 @@ use crate::domain::endpoint_settings::EndpointSettings;
 use crate::domain::invalid::Invalid;
 use crate::domain::retry::RetryPolicy;
 
-/// A checked statement that answers endpoints. `SETTINGS` stands for the columns that hold settings, which are listed here and
-/// nowhere else, and `ENDPOINT` for all that an [`EndpointRow`] is read from.
+/// A checked statement that returns endpoints. `SETTINGS` stands for the columns that hold settings, which are listed only
+/// here, and `ENDPOINT` for all columns of an [`EndpointRow`].
 macro_rules! endpoints {
     (@$settings:literal, $first:literal $(SETTINGS $next:literal)* ENDPOINT $($end:literal)? $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -183,7 +183,7 @@ impl EndpointStore for Database {
     }
 }
 
-/// Settings by the names of their columns: as they are spelled, those of the circuit with `circuit_` in front.
+/// Settings by the names of their columns. Those of the circuit get the prefix `circuit_`.
 fn columns_of(settings: &EndpointSettings) -> Value {
     let mut columns = spelled(settings);
     let circuit = spelled(&settings.circuit);
@@ -198,7 +198,7 @@ fn spelled(value: &impl Serialize) -> Map<String, Value> {
     }
 }
 
-/// What a query answers.
+/// A row of a query.
 struct EndpointRow {
     id: i64,
     name: String,

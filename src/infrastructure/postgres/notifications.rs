@@ -46,7 +46,7 @@ pub async fn announce_ready(
             () = wakeup.announced() => {}
         }
         if let Err(cause) = tell_ready(&database, Some(listener)).await {
-            debug!(error = %cause, "other processes could not be told; they find it when they poll");
+            debug!(error = %cause, "could not notify other processes; they find the deliveries when they poll");
         }
         sleep(ANNOUNCE_EVERY).await;
     }

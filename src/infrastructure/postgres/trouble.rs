@@ -49,7 +49,7 @@ impl Trouble {
         match error {
             sqlx::Error::Io(error) => Self::passing(io_sentence(error, place)),
             sqlx::Error::Tls(cause) => Self::passing(format!(
-                "TLS with PostgreSQL at {address} failed: {cause}; sslmode and sslrootcert in {setting} decide about it"
+                "TLS with PostgreSQL at {address} failed: {cause}; check sslmode and sslrootcert in {setting}"
             )),
             sqlx::Error::Protocol(_) => Self::passing(format!(
                 "what answers at {address} does not speak PostgreSQL's protocol as expected; check host and port in {setting}"

@@ -72,7 +72,7 @@ impl Writability {
         let check = under_way.get_or_insert_with(|| self.begin());
         let rest = COMMIT_LIMIT.saturating_sub(check.begun.elapsed());
         if let Ok(outcome) = timeout(rest, &mut check.outcome).await {
-            let outcome = outcome.unwrap_or_else(|_| Err("the check was broken off".to_owned()));
+            let outcome = outcome.unwrap_or_else(|_| Err("the check was interrupted".to_owned()));
             *under_way = None;
             *last = Some((Instant::now(), outcome.clone()));
             return outcome;
@@ -126,6 +126,6 @@ async fn end_session(access: Access, pid: i32) {
     );
     let ended = access.run(move |connection| Box::pin(end.bind(pid).execute(connection))).await;
     if let Err(trouble) = ended {
-        tracing::debug!(pid, "the session of a commit that hangs could not be ended: {trouble}");
+        tracing::debug!(pid, "could not end the session of a commit that hangs: {trouble}");
     }
 }

@@ -1,5 +1,5 @@
-//! Name resolution that leaves out addresses that must not be called, and refuses a name that has no other. What is
-//! checked is what is connected to, so a name that changes its addresses between two look-ups gains nothing.
+//! Name resolution that leaves out forbidden addresses, and fails if a name has no others. The client connects to the
+//! very addresses that were checked, so a name that changes its addresses between two look-ups gains nothing.
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use tower::Service;
 use super::errors::UnresolvedName;
 use crate::domain::address::{AddressPolicy, ForbiddenAddress};
 
-/// Resolves names by the system's DNS servers and hosts file, without blocking a thread.
+/// Resolves names with the system's DNS servers and hosts file, without blocking a thread.
 #[derive(Clone)]
 pub struct GuardedResolver {
     resolver: Arc<TokioResolver>,
@@ -56,7 +56,7 @@ impl Service<Name> for GuardedResolver {
     }
 }
 
-/// Those of a name's addresses that may be called. Fails if it has some and none of them may.
+/// The allowed addresses of a name. Fails if it has addresses, but all are forbidden.
 fn allowed_of(
     addresses: impl IntoIterator<Item = IpAddr>,
     policy: &AddressPolicy,
@@ -64,7 +64,7 @@ fn allowed_of(
     let (mut allowed, mut forbidden) = (Vec::new(), None);
     for address in addresses {
         match policy.check(address) {
-            // the client puts the URL's port in place of 0
+            // the client replaces port 0 by the URL's port
             Ok(()) => allowed.push(SocketAddr::new(address, 0)),
             Err(error) => forbidden = forbidden.or(Some(error)),
         }

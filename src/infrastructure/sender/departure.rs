@@ -1,9 +1,9 @@
-//! The moment when a connection begins to write a request. Until then the request can be called off, and both sides
-//! agree on which came first, on whatever threads they run.
+//! The moment when a connection begins to write a request. Until then the request can be called off. The sender and the
+//! connection may run on different threads, but agree on which came first.
 //!
-//! The body of the request tells. The task of a connection asks it whether it is empty when it is about to write the head,
-//! on an idle connection as on a new one. That is later than the moment when the request is handed to the connection, which
-//! is all that the client itself reports: a pause in between, too, leaves the request unsent.
+//! The body of the request notices the moment: when a connection, idle or new, is about to write the head, its task asks the
+//! body whether it is empty. The client itself reports only the earlier moment when it hands the request to the connection,
+//! but a pause between the two also leaves the request unsent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
 const CALLED_OFF: u8 = 2;
 
-/// The moment of one request.
+/// Whether one request has begun, or was called off.
 #[derive(Debug, Clone)]
 pub struct Departure(Arc<Shared>);
 
@@ -29,28 +29,28 @@ struct Shared {
 }
 
 impl Departure {
-    /// It has to come before `deadline`, or it does not come at all.
+    /// The request may begin before `deadline`, but not after it.
     pub fn before(deadline: Instant) -> Self {
         Self(Arc::new(Shared { state: AtomicU8::new(WAITING), deadline }))
     }
 
-    /// Calls the request off, unless a connection has begun to write it. Answers whether it is called off.
+    /// Calls the request off, unless a connection has begun to write it. Returns whether it is called off.
     pub fn call_off(&self) -> bool {
         self.decide(CALLED_OFF) == CALLED_OFF
     }
 
-    /// Answers whether the request may be written: it was not called off, and it is not too late.
+    /// Returns whether the request may be written: it was not called off, and it is not too late.
     fn begin_in_time(&self) -> bool {
         let in_time = Instant::now() < self.0.deadline;
         self.decide(if in_time { BEGUN } else { CALLED_OFF }) == BEGUN
     }
 
-    /// The same, for a head that goes out whatever is answered.
+    /// The same without a deadline, for a head that is sent in any case.
     fn begin(&self) -> bool {
         self.decide(BEGUN) == BEGUN
     }
 
-    /// What is decided: `wish`, unless something was decided before.
+    /// Returns the decision: `wish`, unless something else was decided before.
     fn decide(&self, wish: u8) -> u8 {
         match self.0.state.compare_exchange(WAITING, wish, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => wish,
@@ -59,11 +59,11 @@ impl Departure {
     }
 }
 
-/// The body of a GET, which is empty, unless the request was called off: then a body is announced that fails, and an
-/// HTTP/1.1 connection ends before it flushes the head.
+/// The empty body of a GET. If the request was called off, it announces a body that fails, so that an HTTP/1.1 connection
+/// ends before it flushes the head.
 ///
-/// HTTP/2 cannot hold a head back once it is made, so there a request that comes late goes out, as one that has begun. One
-/// that was called off is dropped before, since nobody waits for its answer.
+/// HTTP/2 cannot hold back a head that exists, so there a late request is sent, and counts as begun. A request that was
+/// called off is dropped earlier, since nobody waits for its answer.
 pub struct NoBody(pub Departure);
 
 /// Why a connection did not write a request.
@@ -82,12 +82,12 @@ impl Body for NoBody {
         Poll::Ready(if self.0.begin() { None } else { Some(Err(CalledOff)) })
     }
 
-    // HTTP/1.1 asks this first
+    // HTTP/1.1 asks this first.
     fn is_end_stream(&self) -> bool {
         self.0.begin_in_time()
     }
 
-    // HTTP/2 asks this first; HTTP/1.1 asks it if the body is not empty, and would not wait for a body of unknown length
+    // HTTP/2 asks this first. HTTP/1.1 asks it if the body is not empty, and would not wait for a body of unknown length.
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(u64::from(!self.0.begin()))
     }
@@ -138,7 +138,7 @@ mod tests {
         assert!(slow.begin_in_time() && !slow.call_off());
     }
 
-    /// Answers requests in one version of HTTP. Answers its URL and how many have arrived.
+    /// Serves requests in one version of HTTP. Returns its URL and the number of requests that arrived.
     async fn receiver(speaks_http2: bool) -> (String, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());

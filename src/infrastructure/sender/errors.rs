@@ -1,4 +1,4 @@
-//! Why no answer came, in words that say what to do about it. A receiver's URL is left out: the audit has it.
+//! Describes why no answer came, and what to do about it. The receiver's URL is left out, because the audit has it.
 
 use std::error::Error;
 use std::io;
@@ -9,18 +9,18 @@ use rustls::CertificateError;
 use super::innermost;
 use crate::domain::address::ForbiddenAddress;
 
-/// A name that leads to no address.
+/// A name that could not be resolved.
 #[derive(Debug, thiserror::Error)]
 #[error("the name {name} cannot be resolved: {reason}")]
 pub struct UnresolvedName {
     name: String,
     reason: String,
-    /// Whether no name server answers: that says nothing about the name.
+    /// Whether no name server answered, which says nothing about the name.
     is_ours: bool,
 }
 
 impl UnresolvedName {
-    /// The name servers, or the hosts file, know no address of it.
+    /// The name has no address in DNS or the hosts file.
     pub fn without_address(name: &str) -> Self {
         Self { name: name.to_owned(), reason: "it has no address".to_owned(), is_ours: false }
     }
@@ -44,8 +44,8 @@ impl UnresolvedName {
     }
 }
 
-/// Whether nothing was sent for a reason that is ours, not the receiver's: an address that no setting allows, or no name
-/// server that answers.
+/// Whether nothing was sent for a reason on our side, not the receiver's: the address is not allowed by our settings, or no
+/// name server answered.
 pub fn is_own_fault(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(this) = cause {
@@ -59,7 +59,7 @@ pub fn is_own_fault(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// What happened, for the audit.
+/// Describes an error for the audit.
 pub fn describe(error: &hyper_util::client::legacy::Error) -> String {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(this) = cause {
@@ -78,7 +78,7 @@ pub fn describe(error: &hyper_util::client::legacy::Error) -> String {
     format!("{what}: {}", innermost(error))
 }
 
-/// The error of the TLS library, which an I/O error may hold, and that one another, without naming it as its source.
+/// Finds the error of the TLS library. I/O errors may wrap it, several deep, without naming it as their source.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     match error.downcast_ref::<io::Error>() {
         Some(outer) => outer.get_ref().and_then(|inner| tls_error(inner)),
@@ -90,24 +90,29 @@ fn describe_tls(error: &rustls::Error) -> String {
     let rustls::Error::InvalidCertificate(certificate) = error else {
         return format!("TLS failed: {error}");
     };
-    let unknown = "it is not signed by an authority that this machine trusts; SSL_CERT_FILE or SSL_CERT_DIR can name \
-                   that authority";
+    let unknown = "it is not signed by an authority that this machine trusts; to trust that authority, name its \
+                   certificate with SSL_CERT_FILE or SSL_CERT_DIR";
     let reason = match certificate {
         CertificateError::UnknownIssuer => unknown.to_owned(),
-        // a certificate that is its own authority: the library names the case only in its text
+        // a self-signed certificate: only the text of the library's error identifies this case
         CertificateError::Other(_) if certificate.to_string().contains("CaUsedAsEndEntity") => {
-            format!("it is an authority's own (self-signed), and {unknown}")
+            format!("it is self-signed, and {unknown}")
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "it has expired; the receiver has to renew it".to_owned()
+            "it has expired; the receiver must renew it".to_owned()
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "it is not valid yet; look at the receiver's clock, and at this machine's".to_owned()
+            "it is not valid yet; check the receiver's clock and this machine's clock".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "it is for another name than the one in the URL".to_owned()
+            "it is for a name other than the one in the URL".to_owned()
         }
-        CertificateError::Revoked => "it was revoked; the receiver has to renew it".to_owned(),
+        CertificateError::Revoked => "it was revoked; the receiver must renew it".to_owned(),
+        CertificateError::BadSignature => {
+            "its signature is not valid: the certificate is damaged or forged, or was signed \
+                                           by another key than that of the authority that it names"
+                .to_owned()
+        }
         other => other.to_string(),
     };
     format!("the receiver's certificate is refused: {reason}")
@@ -118,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn that_no_name_server_answers_is_our_own_fault_and_that_a_name_is_unknown_is_not() {
+    fn it_is_our_own_fault_if_no_name_server_answers_but_not_if_a_name_is_unknown() {
         for error in [NetError::Timeout, NetError::NoConnections] {
             assert!(is_own_fault(&UnresolvedName::new("partner.example", &error)), "{error}");
         }
@@ -127,11 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_is_refused_is_told_in_words_with_the_remedy() {
+    fn a_refused_certificate_is_reported_with_the_reason() {
         for (error, words) in [
             (CertificateError::UnknownIssuer, "SSL_CERT_FILE"),
             (CertificateError::Expired, "it has expired"),
-            (CertificateError::NotValidForName, "another name"),
+            (CertificateError::NotValidForName, "a name other than"),
+            (CertificateError::BadSignature, "its signature is not valid"),
         ] {
             let text = describe_tls(&rustls::Error::InvalidCertificate(error));
             assert!(text.starts_with("the receiver's certificate is refused: "), "{text}");
@@ -140,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_nowhere_is_told_with_the_reason() {
+    fn a_name_that_cannot_be_resolved_is_reported_with_the_reason() {
         for (error, reason) in [
             (NetError::Timeout, "the name server did not answer in time"),
             (NetError::NoConnections, "the name server cannot be reached (no connections available)"),
@@ -156,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_tls_is_found_within_an_error_of_input_and_output() {
+    fn a_tls_error_is_found_within_an_io_error() {
         let inner = rustls::Error::InvalidCertificate(CertificateError::Revoked);
         let outer = io::Error::other(io::Error::other(inner.clone()));
         assert_eq!(tls_error(&outer), Some(&inner));

@@ -34,22 +34,22 @@ use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::delivery::LeasedDelivery;
 use crate::domain::endpoint::Endpoint;
 
-/// How long a connection is kept for the next request to the same host.
+/// How long an idle connection is kept for the next request to the same host.
 const IDLE_LIMIT: Duration = Duration::from_secs(15);
 /// How long connecting may take, within the limit of the attempt.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// The longest error that is kept: a receiver has a say in some, such as those about its certificate.
+/// The longest error text that is kept: receivers can influence some, such as those about certificates.
 const ERROR_CHARS_MAX: usize = 500;
 
 /// How requests are made.
 #[derive(Debug, Clone)]
 pub struct SenderSettings {
-    /// Upper bound of one attempt, from connect to the end of the body.
+    /// Time limit of one attempt, from connecting to the end of the response body.
     pub timeout: Duration,
-    /// How many bytes of a response are read and kept.
+    /// How many bytes of a response body are read and kept.
     pub response_bytes_max: usize,
-    /// How many idle connections to one host are kept.
+    /// How many idle connections are kept per host.
     pub idle_connections_max: usize,
     /// Which addresses may be called.
     pub addresses: AddressPolicy,
@@ -58,27 +58,27 @@ pub struct SenderSettings {
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
 pub struct HttpSender {
     client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, NoBody>,
-    /// Why nothing can be sent over TLS, if so.
+    /// Why nothing can be sent over TLS; `None` if it can.
     tls_fault: Option<String>,
     settings: SenderSettings,
 }
 
 /// Why no answer came.
 enum NoAnswer {
-    /// Nothing was sent, for a reason that is ours.
+    /// Nothing was sent, for a reason on our side.
     NotSent(String),
-    /// Nothing was sent, because this process stood still for too long.
+    /// Nothing was sent, because this process was paused for too long.
     TooLate,
     /// The receiver cannot be reached, or broke off.
     Failed(String),
-    /// It did not begin to answer in time.
+    /// The receiver did not begin to answer in time.
     TimedOut,
 }
 
 impl HttpSender {
-    /// Prepares the client, which is hyper's own: it knows no redirects, proxies or cookies, each of which would reach an
-    /// address that nobody checked, and it resends only what was never written to a connection. `docs/experiments.md` says
-    /// what reqwest would cost.
+    /// Prepares hyper's own client. It supports no redirects and no proxies, which would lead to unchecked addresses, and no
+    /// cookies. It resends a request only if no part of it was written to a connection. `docs/experiments.md` shows what
+    /// reqwest would cost.
     pub fn new(settings: SenderSettings) -> anyhow::Result<Self> {
         let mut connector =
             HttpConnector::new_with_resolver(GuardedResolver::new(settings.addresses.clone())?);
@@ -133,7 +133,7 @@ impl HttpSender {
         Ok(Answer { status, body, retry_after, broken_off })
     }
 
-    /// Refuses a host that is an address which must not be called; names are checked when they are resolved.
+    /// Refuses a host that is a forbidden address. Names are checked when they are resolved.
     fn check_literal(&self, url: &Uri) -> Result<(), ForbiddenAddress> {
         let host = url.host().unwrap_or_default();
         match host.trim_start_matches('[').trim_end_matches(']').parse() {
@@ -142,7 +142,8 @@ impl HttpSender {
         }
     }
 
-    /// Reads no more than is kept; answers what came, and why it is not all. Text that PostgreSQL cannot store is replaced.
+    /// Reads only as much as is kept. Returns it, and why it is incomplete, if it is. Text that PostgreSQL cannot store is
+    /// replaced.
     async fn start_of_body(&self, mut incoming: Incoming, limit: &TimeLimit) -> (String, Option<String>) {
         let (mut body, mut broken_off) = (Vec::new(), None);
         while body.len() < self.settings.response_bytes_max {
@@ -170,7 +171,8 @@ impl HttpSender {
     }
 }
 
-/// How TLS is spoken, and why it cannot be, if so: a machine without certificate authorities still sends over plain HTTP.
+/// The configuration of TLS, and why it cannot be used, if so: a machine without certificate authorities still sends over
+/// plain HTTP.
 fn tls_config() -> anyhow::Result<(ClientConfig, Option<String>)> {
     let builder = || {
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -181,7 +183,7 @@ fn tls_config() -> anyhow::Result<(ClientConfig, Option<String>)> {
         Ok(config) => Ok((config.with_no_client_auth(), None)),
         Err(cause) => {
             let fault = format!(
-                "no certificate authorities on this machine ({cause}): install the package ca-certificates, or name a file with SSL_CERT_FILE, and start again"
+                "this machine has no certificate authorities ({cause}): install the package ca-certificates, or name a file with SSL_CERT_FILE, and restart"
             );
             error!("nothing can be sent over https: {fault}");
             let nobody_is_trusted = builder()?.with_root_certificates(RootCertStore::empty());
@@ -207,10 +209,10 @@ impl Sender for HttpSender {
     }
 }
 
-/// The endpoint's own headers, the ids of delivery and event, and the trace that it belongs to.
+/// The endpoint's own headers, the ids of the delivery and the event, and the trace that the event belongs to.
 fn headers(delivery: &LeasedDelivery, endpoint: &Endpoint) -> HeaderMap {
     const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
-    // six of its own, one of which is the host that the client adds
+    // six of ours, including the host, which the client adds
     let mut headers = HeaderMap::with_capacity(6 + endpoint.settings.headers.iter().count());
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
@@ -241,7 +243,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(at.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// The last cause, which says what happened; those above say where. An address that was refused is always told.
+/// The innermost cause, which says what happened; outer errors only say where. Stops early at a refused address.
 fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut innermost = error;
     while let Some(cause) = innermost.source() {

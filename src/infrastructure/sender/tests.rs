@@ -1,4 +1,4 @@
-//! The sender against a receiver on a thread of its own, which answers while everything else stands still.
+//! The sender against a receiver on a thread of its own, which answers while everything else is paused.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ struct Receiver {
 }
 
 impl Receiver {
-    /// Gives each request this answer, and keeps connections open.
+    /// Returns the same answer to each request, and keeps connections open.
     fn start(answer: impl Fn(&str) -> String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/postback", listener.local_addr().unwrap());

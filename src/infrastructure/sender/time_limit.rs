@@ -1,4 +1,4 @@
-//! How long an attempt may take, where a pause of this process must not be mistaken for a slow receiver.
+//! The time limit of an attempt. It does not mistake a pause of this process for a slow receiver.
 
 use std::future::Future;
 use std::sync::OnceLock;
@@ -7,30 +7,30 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-/// How late a timer may fire before it is a sign of a pause: the process was stopped, or the machine was busy.
+/// A timer that fires later than this is a sign of a pause: the process was stopped, or the machine was busy.
 const LATE: Duration = Duration::from_millis(10);
-/// After a pause: how long what arrived meanwhile may take to be read. A lease has room for it.
+/// How much longer work may take after a pause, to read what arrived meanwhile. A lease term includes it.
 const GRACE_AFTER_PAUSE: Duration = Duration::from_secs(1);
-/// Without a pause that shows: the pause may have ended in the very moment in which the timer was due.
+/// The same if no pause is visible: one may have ended at the very moment when the timer was due.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// A time by which all of an attempt has to happen.
+/// The time limit of one attempt.
 #[derive(Debug)]
 pub struct TimeLimit {
     length: Duration,
     deadline: Instant,
-    /// Once the deadline was found passed: the very last moment, for all that is left to do together.
+    /// Set when the deadline has passed: the final deadline, shared by all work that is left.
     last_moment: OnceLock<Instant>,
 }
 
 impl TimeLimit {
-    /// Begins now.
+    /// Starts the clock.
     pub fn new(length: Duration) -> Self {
         Self { length, deadline: Instant::now() + length, last_moment: OnceLock::new() }
     }
 
-    /// What comes of `work` by then. A timer that is due says nothing about an answer that has arrived, and waits to be read
-    /// by a task that has not run yet. So the work gets a little longer, and more after a pause.
+    /// The result of `work`, or `None` if it took too long. When the timer fires, an answer may have arrived that no task has
+    /// read yet. So the work gets a little more time, and more after a pause.
     pub async fn of<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         if Instant::now() < self.deadline
@@ -42,17 +42,17 @@ impl TimeLimit {
         let last_moment = *self
             .last_moment
             .get_or_init(|| now + if now - self.deadline > LATE { GRACE_AFTER_PAUSE } else { GRACE });
-        // what is always ready must end, too
+        // work that is always ready must end, too
         if now >= last_moment {
             return None;
         }
         timeout_at(last_moment, work).await.ok()
     }
 
-    /// The same, where what is not under way by the deadline must not begin any more: nothing is sent when the lease may be over
-    /// and another worker may have sent it. No timer sees to that, since the work is looked at before it: after a pause, a
-    /// connection may be ready. `is_under_way` is asked only once the deadline has passed; what it denies must not begin
-    /// afterwards, on whatever thread.
+    /// The same for work that must not begin after the deadline: nothing is sent when the lease may be over, because another
+    /// worker may have sent it. A timer is not enough: the work is polled before the timer is, and after a pause a
+    /// connection may be ready. `is_under_way` is called only after the deadline has passed; once it returns false, the work
+    /// must not begin any more, on any thread.
     pub async fn of_what_may_begin<T>(
         &self,
         work: impl Future<Output = T>,
@@ -73,23 +73,22 @@ impl TimeLimit {
         }
     }
 
-    /// When it is over.
+    /// When the limit is reached, without the extra time for pauses.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Its length in milliseconds.
     pub fn millis(&self) -> u128 {
         self.length.as_millis()
     }
 }
 
-/// When a time was over.
+/// When the time limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
     /// Before the work was under way, because of a pause.
     Before,
-    /// While it was, or because it took too long to begin.
+    /// While the work was under way, or because it took too long to begin.
     Within,
 }
 
@@ -111,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_grace_is_one_for_all_that_is_left_to_do() {
+    async fn all_work_that_is_left_shares_one_grace() {
         let limit = TimeLimit::new(Duration::from_millis(1));
         std::thread::sleep(Duration::from_millis(100));
         let begun = Instant::now();
@@ -134,14 +133,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_always_ready_comes_to_an_end() {
+    async fn work_that_is_always_ready_comes_to_an_end() {
         let limit = TimeLimit::new(Duration::from_millis(30));
         while limit.of(std::future::ready(())).await.is_some() {}
         assert!(Instant::now() >= limit.deadline);
     }
 
     #[tokio::test]
-    async fn what_does_not_arrive_is_given_up_after_the_limit() {
+    async fn an_answer_that_does_not_arrive_is_given_up_after_the_limit() {
         let (limit, begun) = (TimeLimit::new(Duration::from_millis(30)), Instant::now());
         assert_eq!(limit.of(std::future::pending::<()>()).await, None);
         assert!(begun.elapsed() >= Duration::from_millis(30));

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// How long a test waits for a state before it gives up. Generous: it only matters where something is broken.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Waits until `look` finds something, and answers it.
+/// Waits until `look` finds something, and returns it.
 pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
     look_for(look).await.unwrap_or_else(|| panic!("waited in vain: {what}"))
 }

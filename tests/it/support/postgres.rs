@@ -93,7 +93,7 @@ impl TestDatabase {
         Self { options, pool }
     }
 
-    /// Hands the database over to a new role that may do nothing else; answers its name.
+    /// Hands the database over to a new role that may do nothing else; returns its name.
     pub async fn hand_over(&self) -> String {
         let role = format!("role_{}", Uuid::new_v4().simple());
         let name = self.options.get_database().unwrap();

@@ -25,7 +25,7 @@ pub fn command(database: &TestDatabase, args: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end and answers its output.
+/// Runs a command to its end and returns its output.
 pub fn output(mut command: Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
@@ -99,7 +99,7 @@ impl Process {
         assert!(status.success());
     }
 
-    /// Waits for its end and answers its exit code; `None` if a signal ended it.
+    /// Waits for its end and returns its exit code; `None` if a signal ended it.
     pub fn wait(mut self) -> Option<i32> {
         let begun = Instant::now();
         loop {

@@ -105,7 +105,7 @@ impl TestReceiver {
         self.script.lock().unwrap().in_flight_max
     }
 
-    /// Begins to look for that anew.
+    /// Begins to look for that again.
     pub fn forget_in_flight_max(&self) {
         let mut script = self.script.lock().unwrap();
         script.in_flight_max = script.in_flight;

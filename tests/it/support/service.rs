@@ -87,7 +87,7 @@ impl ApiClient {
         self.send(self.request(Method::DELETE, path)).await
     }
 
-    /// Registers a config whose two URLs lead to this receiver, with whatever else is given, and answers its id.
+    /// Registers a config whose two URLs lead to this receiver, with whatever else is given, and returns its id.
     pub async fn register(&self, receiver: &str, more: Value) -> i64 {
         let mut body = json!({
             "name": "test",
@@ -100,7 +100,7 @@ impl ApiClient {
         answer.json()["id"].as_i64().unwrap()
     }
 
-    /// Enqueues a `+credit` and answers the delivery's id.
+    /// Enqueues a `+credit` and returns the delivery's id.
     pub async fn credit(&self, config_id: i64) -> String {
         let answer = self.post("/webhooks", json!({"event_type": "+credit", "config_id": config_id})).await;
         assert_eq!(answer.status, 201, "{}", answer.text);
