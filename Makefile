@@ -22,7 +22,6 @@ help: ## list the targets
 prerequisites:
 	@scripts/install-prerequisites
 
-# Receivers on this machine are allowed for local trials, unless EGRESS_ALLOW says otherwise, here or in .env.
 .PHONY: deps
 deps: prerequisites ## fetch all dependencies
 	cargo fetch --locked
@@ -36,6 +35,7 @@ dev-setup: prerequisites deps ## prepare a clone: .env, dependencies, a migrated
 	[ -e .env ] || cp .env.example .env
 	cargo run --locked $(profile) -- migrate
 
+# Receivers on this machine are allowed for local trials, unless EGRESS_ALLOW says otherwise, here or in .env.
 .PHONY: run
 run: prerequisites ## run the API and the workers (RELEASE=1 for speed); without DATABASE_URL on a private PostgreSQL
 	@if [ -z "$${EGRESS_ALLOW+set}" ] && ! grep -Eqs '^[[:space:]]*(export[[:space:]]+)?EGRESS_ALLOW=' .env; then \
