@@ -22,7 +22,6 @@ use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::event::{Event, EventParts, parse_time};
 use crate::domain::replay::ReplayTarget;
 use crate::domain::url_params::UrlParams;
-use crate::infrastructure::postgres::{Database, tell_ready};
 use crate::infrastructure::service::Application;
 
 /// How many events of a file are on their way to the database at a time.
@@ -37,7 +36,13 @@ const REPLAYS_SHOWN_MAX: usize = 20;
 #[derive(Args)]
 pub struct EnqueueArgs {
     /// A file of events, one JSON object a line as POST /webhooks takes it; - for standard input.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["event_type", "config_id"])]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "event_type", "config_id", "event_id", "params", "priority", "scheduled_at", "correlation_id",
+        ]
+    )]
     file: Option<PathBuf>,
     /// +credit or -debit.
     #[arg(long = "type", value_name = "TYPE", allow_hyphen_values = true, required_unless_present = "file")]
@@ -63,13 +68,8 @@ pub struct EnqueueArgs {
     correlation_id: Option<String>,
 }
 
-pub async fn enqueue(
-    args: EnqueueArgs,
-    application: &Application,
-    database: &Database,
-    json: bool,
-) -> anyhow::Result<()> {
-    let accepted = match &args.file {
+pub async fn enqueue(args: EnqueueArgs, application: &Application, json: bool) -> anyhow::Result<()> {
+    match &args.file {
         Some(path) if path.as_os_str() == "-" => enqueue_lines(tokio::io::stdin(), application, json).await,
         Some(path) => {
             let file =
@@ -77,10 +77,7 @@ pub async fn enqueue(
             enqueue_lines(file, application, json).await
         }
         None => enqueue_one(args, application, json).await,
-    };
-    // nothing in this process delivers, so others are told even of a part
-    tell_ready(database, None).await?;
-    accepted
+    }
 }
 
 async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -> anyhow::Result<()> {
@@ -229,7 +226,7 @@ pub struct ReplayArgs {
     /// All dead letters that match, instead. What was replayed before is not sent again.
     #[arg(long, conflicts_with = "queue_ids", group = "selection")]
     failed: bool,
-    /// All waiting deliveries that match, instead, to the URL that their config has now.
+    /// All waiting deliveries that match, instead, if the URL that their config has now is another one.
     #[arg(long, conflicts_with = "queue_ids", requires = "current_url", group = "selection")]
     waiting: bool,
     #[command(flatten)]
@@ -380,15 +377,21 @@ fn say_replays(replays: &[Replayed], refused: u64) -> anyhow::Result<()> {
     say(format!("{} sent, {before} sent before, {refused} refused", replays.len() - before))
 }
 
-/// The deliveries that match, oldest first.
+/// The deliveries that match, oldest first. Of those that wait, the ones whose config has another URL now.
 async fn all_that_match(
     mut filter: DeliveryFilter,
     application: &Application,
 ) -> anyhow::Result<Vec<QueueId>> {
+    let deliveries = &application.api.deliveries;
     let mut ids = Vec::new();
     loop {
-        let page = application.api.deliveries.list(&filter, PAGE).await?;
-        ids.extend(page.iter().map(|delivery| delivery.queue_id));
+        let page = deliveries.list(&filter, PAGE).await?;
+        for delivery in &page {
+            if delivery.state.status() != DeliveryStatus::Pending || deliveries.is_elsewhere(delivery).await?
+            {
+                ids.push(delivery.queue_id);
+            }
+        }
         filter.before = page.last().map(|last| last.queue_id);
         if page.len() < PAGE {
             ids.reverse();
