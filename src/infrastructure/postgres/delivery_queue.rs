@@ -1,12 +1,13 @@
 //! The queue's hot path. Its statements call functions of the schema, which pin their plans; see the migrations.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tracing::warn;
 
 use super::floors::{Floor, Found, Line};
 use super::{Database, ENGINE_LIMIT, SCAN_LIMIT, from_micros, inconsistent, lacks_archive, micros, within};
@@ -380,10 +381,11 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
     }
     // an attempt that lost its lease must not disable the endpoint
     let gone = gone.into_iter().filter(|attempt| written.contains(&written_key(attempt)));
+    let mut disabled = 0;
     let (gone, urls): (Vec<i64>, Vec<&str>) =
         gone.map(|attempt| (attempt.config_id.get(), attempt.webhook_url.as_str())).unzip();
     if !gone.is_empty() {
-        sqlx::query!(
+        let done = sqlx::query!(
             "-- queue.disable_gone_endpoints
             update webhook_configs c
             set enabled = false, disabled_reason = $3,
@@ -399,8 +401,13 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
         )
         .execute(&mut *transaction)
         .await?;
+        disabled = done.rows_affected();
     }
     transaction.commit().await?;
+    if disabled > 0 {
+        let config_ids: BTreeSet<i64> = gone.into_iter().collect();
+        warn!(?config_ids, "a receiver answered 410 Gone: its config is disabled, and its deliveries wait");
+    }
     Ok(written)
 }
 
