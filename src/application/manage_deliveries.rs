@@ -125,6 +125,15 @@ impl ManageDeliveries {
         Ok(replays)
     }
 
+    /// Whether a replay of a delivery to the current URL would go elsewhere than the delivery itself, or cannot be made.
+    pub async fn is_elsewhere(&self, delivery: &Delivery) -> Result<bool, DeliveryError> {
+        let endpoint = self.directory.recent(delivery.config_id).await?;
+        let replay = endpoint.map(|endpoint| {
+            NewDelivery::replay(delivery.queue_id, delivery, &endpoint, ReplayTarget::CurrentUrl)
+        });
+        Ok(!matches!(replay, Some(Ok(replay)) if replay.webhook_url == delivery.webhook_url))
+    }
+
     /// Sends a delivery again, as a new delivery, under the endpoint's present limits. A waiting delivery can only be replayed
     /// to another URL; it is cancelled in the same transaction. A delivery is replayed at most once. To send it a third time,
     /// replay the replay.

@@ -154,8 +154,12 @@ impl ManageEndpoints {
     }
 
     /// Makes the probe of a circuit due now. The circuit must be open because of failures; the probe is the next waiting
-    /// delivery.
+    /// delivery. Of a paused endpoint nothing is claimed, so it is refused.
     pub async fn probe(&self, id: EndpointId, by: &Operator) -> Result<Endpoint, EndpointError> {
+        let refused = |reason| EndpointError::Conflict(format!("config {id} cannot be probed: {reason}"));
+        if !self.show(id).await?.settings.enabled {
+            return Err(refused("it is paused: enable it first"));
+        }
         let probed = self.circuits.probe_now(id, &Change::new(by, Action::ProbeConfig)).await?;
         let endpoint = self.show(id).await?;
         if probed {
@@ -168,7 +172,7 @@ impl ManageEndpoints {
             CircuitState::HalfOpen => "a probe is under way",
             CircuitState::Open => "its circuit was opened by hand: close it by hand",
         };
-        Err(EndpointError::Conflict(format!("config {id} cannot be probed: {reason}")))
+        Err(refused(reason))
     }
 
     /// Refuses a limit above `timeout_max`, which would be cut down to it.

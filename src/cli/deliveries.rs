@@ -23,7 +23,6 @@ use crate::domain::delivery::{DeliveryStatus, QueueId};
 use crate::domain::event::{Event, EventParts, parse_time};
 use crate::domain::replay::ReplayTarget;
 use crate::domain::url_params::UrlParams;
-use crate::infrastructure::postgres::{Database, tell_ready};
 use crate::infrastructure::service::Application;
 
 /// How many events of a file are being stored at the same time.
@@ -38,7 +37,13 @@ const REPLAYS_SHOWN_MAX: usize = 20;
 #[derive(Args)]
 pub struct EnqueueArgs {
     /// A file of events: one JSON object per line, as POST /webhooks accepts it; - reads standard input.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["event_type", "config_id"])]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "event_type", "config_id", "event_id", "params", "priority", "scheduled_at", "correlation_id",
+        ]
+    )]
     file: Option<PathBuf>,
     /// The type of the event: +credit or -debit.
     #[arg(long = "type", value_name = "TYPE", allow_hyphen_values = true, required_unless_present = "file")]
@@ -64,13 +69,8 @@ pub struct EnqueueArgs {
     correlation_id: Option<String>,
 }
 
-pub async fn enqueue(
-    args: EnqueueArgs,
-    application: &Application,
-    database: &Database,
-    json: bool,
-) -> anyhow::Result<()> {
-    let accepted = match &args.file {
+pub async fn enqueue(args: EnqueueArgs, application: &Application, json: bool) -> anyhow::Result<()> {
+    match &args.file {
         Some(path) if path.as_os_str() == "-" => enqueue_lines(tokio::io::stdin(), application, json).await,
         Some(path) => {
             let file =
@@ -78,10 +78,7 @@ pub async fn enqueue(
             enqueue_lines(file, application, json).await
         }
         None => enqueue_one(args, application, json).await,
-    };
-    // this process delivers nothing, so it notifies others, even if only some events were accepted
-    tell_ready(database, None).await?;
-    accepted
+    }
 }
 
 async fn enqueue_one(args: EnqueueArgs, application: &Application, json: bool) -> anyhow::Result<()> {
@@ -230,7 +227,7 @@ pub struct ReplayArgs {
     /// Replay all matching dead letters instead. Those that were replayed before are not sent again.
     #[arg(long, conflicts_with = "queue_ids", group = "selection")]
     failed: bool,
-    /// Replay all matching deliveries that are waiting instead, to the current URL of their config.
+    /// Replay all matching deliveries that are waiting instead, if their config has another URL now.
     #[arg(long, conflicts_with = "queue_ids", requires = "current_url", group = "selection")]
     waiting: bool,
     #[command(flatten)]
@@ -386,15 +383,21 @@ fn say_replays(replays: &[Replayed], refused: u64) -> anyhow::Result<()> {
     say(format!("{} sent, {before} sent before, {refused} refused", replays.len() - before))
 }
 
-/// The matching deliveries, oldest first.
+/// The matching deliveries, oldest first. Of those that wait, the ones whose config has another URL now.
 async fn all_that_match(
     mut filter: DeliveryFilter,
     application: &Application,
 ) -> anyhow::Result<Vec<QueueId>> {
+    let deliveries = &application.api.deliveries;
     let mut ids = Vec::new();
     loop {
-        let page = application.api.deliveries.list(&filter, PAGE).await?;
-        ids.extend(page.iter().map(|delivery| delivery.queue_id));
+        let page = deliveries.list(&filter, PAGE).await?;
+        for delivery in &page {
+            if delivery.state.status() != DeliveryStatus::Pending || deliveries.is_elsewhere(delivery).await?
+            {
+                ids.push(delivery.queue_id);
+            }
+        }
         filter.before = page.last().map(|last| last.queue_id);
         if page.len() < PAGE {
             ids.reverse();

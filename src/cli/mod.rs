@@ -20,6 +20,7 @@ use crate::domain::access::{Operator, REASON_CHARS_MAX, Way};
 use crate::domain::invalid::bounded_text;
 use crate::infrastructure::logs::log_to_stderr;
 use crate::infrastructure::metrics::record_metrics;
+use crate::infrastructure::postgres::tell_ready;
 use crate::infrastructure::process::user_name;
 use crate::infrastructure::ready_database::{Purpose, ReadyDatabase};
 use crate::infrastructure::service::{self, Application, Role};
@@ -141,8 +142,9 @@ async fn with_database(
     json: bool,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let purpose = purpose(&command, settings);
     let ready = tokio::select! {
-        ready = ReadyDatabase::open_for(settings, purpose(&command, settings)) => ready?,
+        ready = ReadyDatabase::open_for(settings, purpose) => ready?,
         () = stop.cancelled() => bail!("stopped"),
     };
     let application = Application::new(&ready.database, settings);
@@ -151,7 +153,7 @@ async fn with_database(
         match command {
             Command::Migrate if json => output::print_json(&serde_json::json!({"migrated": true})),
             Command::Migrate => output::say("the schema is up to date"),
-            Command::Enqueue(args) => deliveries::enqueue(args, &application, &ready.database, json).await,
+            Command::Enqueue(args) => deliveries::enqueue(args, &application, json).await,
             Command::Stats(args) => deliveries::stats(&args, &application, json).await,
             Command::Show(args) => deliveries::show(&args, &application, json).await,
             Command::Replay(args) => deliveries::replay(args, &application, &by, json).await,
@@ -166,8 +168,11 @@ async fn with_database(
         ended = work => ended,
         () = stop.cancelled() => bail!("stopped"),
     };
+    // nothing in this process delivers, so others are told, even of a part
+    let told = if purpose == Purpose::Write { tell_ready(&ready.database, None).await } else { Ok(()) };
     ready.close().await;
-    ended
+    ended?;
+    Ok(told?)
 }
 
 /// What a command needs the database for. Only `migrate` and the services change the schema of a database that others use. On a

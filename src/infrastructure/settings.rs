@@ -197,7 +197,11 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let is_foreign = |name: &str| FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
         if let Some(name) = file.keys().find(|name| !is_setting(name) && !is_foreign(name)) {
-            return Err(SettingsError::new(name, "is set in .env, but there is no such setting"));
+            let meant = misspelt(name).map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+            return Err(SettingsError::new(
+                name,
+                format!("is set in .env, but there is no such setting{meant}"),
+            ));
         }
         if let Some((name, meant)) = environment.keys().find_map(|name| Some((name, misspelt(name)?))) {
             return Err(SettingsError::new(name, format!("there is no such setting; did you mean {meant}?")));
@@ -517,7 +521,9 @@ mod tests {
         let file =
             |name: &str| Settings::from_sources(BTreeMap::from([(name.into(), "x".into())]), HashMap::new());
         assert!(file("POSTGRES_PASSWORD").is_ok());
-        assert!(file("WEBHOOK_COUNT").is_err());
+        let refused = |name: &str| file(name).err().unwrap().to_string();
+        assert_eq!(refused("WEBHOOK_COUNT"), "WEBHOOK_COUNT: is in .env, but there is no such setting");
+        assert!(refused("LOG_LEVL").ends_with("no such setting; LOG_LEVEL is meant?"));
     }
 
     #[test]

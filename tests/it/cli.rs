@@ -113,6 +113,60 @@ async fn a_file_of_events_is_accepted_line_by_line() {
     assert_eq!(stored, 2_999);
 }
 
+#[test]
+fn a_file_of_events_takes_nothing_that_would_be_ignored() {
+    for option in ["--event-id", "--param", "--priority", "--scheduled-at", "--correlation-id"] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_webhook-processor"));
+        command.args(["enqueue", "--file", "events.ndjson", option, "1"]);
+        let output = output(command);
+        assert_eq!(output.status.code(), Some(2), "{option}: {}", text(&output));
+        assert!(text(&output).contains("cannot be used with"), "{option}: {}", text(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_lets_through_is_attempted_without_waiting_for_a_poll() {
+    let (receiver, database) = (TestReceiver::start().await, TestDatabase::new().await);
+    let id = register(&database, "shop", &receiver.url);
+    let mut serve = command(&database, &["serve"]);
+    serve.env("WORKER_POLL_INTERVAL", "1h");
+    let service = Process::start(serve);
+    let api = service.api();
+    assert_eq!(run_json(&database, &["configs", "disable", &id])["enabled"], false);
+    let event = json!({"event_type": "+credit", "config_id": id.parse::<i64>().unwrap(), "event_id": "e1"});
+    let accepted = api.post("/webhooks", event).await.json();
+    let queue_id = accepted["queue_id"].as_str().unwrap();
+    assert_eq!(run_json(&database, &["configs", "enable", &id])["enabled"], true);
+    api.delivery_in(queue_id, "completed").await;
+
+    let replays = run_json(&database, &["replay", queue_id]);
+
+    api.delivery_in(replays[0]["queue_id"].as_str().unwrap(), "completed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_waiting_deliveries_whose_config_has_another_url_are_sent_to_it() {
+    let database = TestDatabase::new().await;
+    let id = register(&database, "shop", "https://old.example/");
+    let enqueue = |event: &str| {
+        run_json(&database, &["enqueue", "--type", "+credit", "--config", "shop", "--event-id", event]);
+    };
+    enqueue("before");
+    run_json(&database, &["configs", "change", &id, "--postback-url", "https://new.example/"]);
+    enqueue("after");
+    let replay = ["replay", "--waiting", "--current-url", "--config", "shop"];
+
+    let counted = text(&run(&database, &[&replay[..], &["--dry-run"]].concat()));
+    let replayed = run(&database, &replay);
+
+    assert!(counted.contains("1 waiting deliveries match: 1 would be sent again"), "{counted}");
+    assert!(replayed.status.success(), "{}", text(&replayed));
+    assert!(text(&replayed).contains("1 sent, 0 sent before, 0 refused"), "{}", text(&replayed));
+    let waiting =
+        "select count(*) from webhook_queue where webhook_url like 'https://new.%' and status = 'pending'";
+    assert_eq!(database.scalar::<i64>(waiting).await, 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mistakes_are_told_in_one_line_that_names_them() {
     let database = TestDatabase::new().await;

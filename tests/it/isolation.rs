@@ -417,6 +417,13 @@ async fn a_probe_can_be_asked_for_and_costs_no_attempt() {
     })
     .await;
 
+    let enabled = |enabled: bool| json!({"enabled": enabled});
+    service.api.patch(&format!("/api/webhooks/{config}"), enabled(false)).await;
+    let paused = service.api.post(&path, json!({})).await;
+    assert_eq!(paused.status, 409, "{}", paused.text);
+    assert!(paused.text.contains("it is paused"), "{}", paused.text);
+    service.api.patch(&format!("/api/webhooks/{config}"), enabled(true)).await;
+
     let probed = service.api.post(&path, json!({})).await;
     assert_eq!(probed.status, 200, "{}", probed.text);
     eventually("the probe", async || (receiver.count() == 2).then_some(())).await;

@@ -155,7 +155,7 @@ pub async fn change(
     params(("id" = i64, Path, minimum = 1)), responses(
     (status = 200, description = "The probe is due now", body = ConfigView),
     (status = 404, description = "No such config"),
-    (status = 409, description = "Its circuit was not opened by failures"),
+    (status = 409, description = "Its circuit is not open by failures, or it is paused"),
 ))]
 pub async fn probe(
     State(api): State<Api>,

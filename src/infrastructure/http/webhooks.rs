@@ -281,6 +281,7 @@ pub struct ReplayBody {
     (status = 200, description = "It was replayed before, as this delivery", body = DeliveryView),
     (status = 404, description = "No such delivery"),
     (status = 409, description = "It is still open, or its config was deleted"),
+    BodyProblems,
 ))]
 pub async fn replay(
     State(api): State<Api>,

@@ -1,6 +1,6 @@
 //! The queue's hot path. Its statements call functions of the schema, which pin their plans; see the migrations.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tracing::warn;
 
 use super::errors::{inconsistent, lacks_archive};
 use super::floors::{Floor, Found, Line};
@@ -423,10 +424,11 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
     }
     // an attempt that lost its lease must not disable the endpoint
     let gone = gone.into_iter().filter(|attempt| written.contains(&written_key(attempt)));
+    let mut disabled = 0;
     let (gone, urls): (Vec<i64>, Vec<&str>) =
         gone.map(|attempt| (attempt.config_id.get(), attempt.webhook_url.as_str())).unzip();
     if !gone.is_empty() {
-        sqlx::query!(
+        let done = sqlx::query!(
             "-- queue.disable_gone_endpoints
             update webhook_configs c
             set enabled = false, disabled_reason = $3,
@@ -442,8 +444,13 @@ async fn settle_all(connection: &mut PgConnection, attempts: &[&FinishedAttempt]
         )
         .execute(&mut *transaction)
         .await?;
+        disabled = done.rows_affected();
     }
     transaction.commit().await?;
+    if disabled > 0 {
+        let config_ids: BTreeSet<i64> = gone.into_iter().collect();
+        warn!(?config_ids, "a receiver answered 410 Gone: its config is disabled, and its deliveries wait");
+    }
     Ok(written)
 }
 
