@@ -160,8 +160,9 @@ impl ManageDeliveries {
                 return Err(DeliveryError::Conflict(format!("config {} was deleted", old.config_id)));
             };
             let new_id = QueueId::new(Uuid::now_v7());
-            let replay = NewDelivery::replay(new_id, &old, &endpoint, target, by.clone())
-                .map_err(|cannot| DeliveryError::Conflict(cannot.to_string()))?;
+            let replay = NewDelivery::replay(new_id, &old, &endpoint, target)
+                .map_err(|cannot| DeliveryError::Conflict(cannot.to_string()))?
+                .asked_for_by(by.clone());
             let stored = if waits {
                 if replay.webhook_url == old.webhook_url {
                     return Err(DeliveryError::Conflict(

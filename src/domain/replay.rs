@@ -31,14 +31,12 @@ pub enum CannotReplay {
 }
 
 impl NewDelivery {
-    /// The delivery that repeats `old` because `operator` asks for it, under the present limits of `endpoint`. Its key is the id
-    /// of `old`.
+    /// The delivery that repeats `old`, under the present limits of `endpoint`. Its key is the id of `old`.
     pub fn replay(
         queue_id: QueueId,
         old: &Delivery,
         endpoint: &Endpoint,
         target: ReplayTarget,
-        operator: Arc<Operator>,
     ) -> Result<Self, CannotReplay> {
         let event_type: EventType =
             old.event_type.parse().map_err(|_| CannotReplay::Unreadable("event type"))?;
@@ -66,8 +64,14 @@ impl NewDelivery {
             correlation_id: old.correlation_id.clone(),
             traceparent: old.traceparent.clone(),
             replay_of: Some(old.queue_id),
-            replayed_by: Some(operator),
+            replayed_by: None,
             due_at_once: endpoint.is_unhindered(),
         })
+    }
+
+    /// The same, because `operator` asked for it.
+    #[must_use]
+    pub fn asked_for_by(self, operator: Arc<Operator>) -> Self {
+        Self { replayed_by: Some(operator), ..self }
     }
 }

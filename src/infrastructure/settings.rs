@@ -523,7 +523,7 @@ mod tests {
         assert!(file("POSTGRES_PASSWORD").is_ok());
         let refused = |name: &str| file(name).err().unwrap().to_string();
         assert_eq!(refused("WEBHOOK_COUNT"), "WEBHOOK_COUNT: is in .env, but there is no such setting");
-        assert!(refused("LOG_LEVL").ends_with("no such setting; LOG_LEVEL is meant?"));
+        assert!(refused("LOG_LEVL").ends_with("no such setting; did you mean LOG_LEVEL?"));
     }
 
     #[test]
