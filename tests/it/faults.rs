@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 
+use crate::support::disk::Disk;
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command};
@@ -276,6 +277,49 @@ async fn outcomes_that_are_known_win_over_leases_that_end_while_commits_stall() 
     drop((first, second));
     server.stop().await.unwrap();
     let _ = std::fs::remove_dir_all(&options.directory);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_that_are_known_win_over_leases_that_end_while_the_disk_is_full() {
+    let mount = std::env::temp_dir().join(format!("webhook-processor-full-{}", std::process::id()));
+    let Some(disk) = Disk::mount(&mount, "200m") else {
+        eprintln!("left out: no file system can be mounted here");
+        return;
+    };
+    let options = EmbeddedOptions { directory: disk.path().join("postgres"), durable: true, binaries: None };
+    let server = EmbeddedPostgres::start(&options).await.unwrap();
+    let connect = server.connect_options();
+    let database =
+        TestDatabase { options: connect.clone(), pool: PgPool::connect_lazy_with(connect.clone()) };
+    let receiver = TestReceiver::start().await;
+    let start = |role| {
+        let mut program = command(&database, &[role]);
+        program.env("WORKER_POLL_INTERVAL", "200ms");
+        Process::start(program)
+    };
+    let (first, second) = (start("serve"), start("worker"));
+    let api = first.api();
+    let config = api.register(&receiver.url, json!({"retry_base_ms": 1, "retry_cap_ms": 1})).await;
+    // the index of retries has room for more: then a loss can be written, although an archive has no room for an outcome
+    let later = chrono::Utc::now() + chrono::TimeDelta::hours(1);
+    let scheduled = json!({"event_type": "+credit", "config_id": config, "scheduled_at": later});
+    assert_eq!(api.post("/webhooks", scheduled).await.status, 201);
+    receiver.reply_always(Reply::status(200).after(Duration::from_secs(3)));
+    credits(&api, config, IN_FLIGHT).await;
+    arrived(&receiver, IN_FLIGHT).await;
+
+    disk.fill();
+    first.wait_for_log("No space left on device");
+    database
+        .execute("update webhook_queue_open set lock_expires_at = locked_at + interval '1 microsecond' where status = 'processing'")
+        .await;
+    // longer than a takeover waits before it writes the loss, and the retry after it
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    disk.free();
+
+    assert_each_was_sent_once(&api, &receiver, IN_FLIGHT).await;
+    drop((first, second));
+    server.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
