@@ -207,7 +207,7 @@ macro_rules! scan {
 }
 use scan;
 
-/// A connection that is closed on drop, unless its statements came to their end.
+/// A connection that goes back to its pool on drop if its statements came to their end, and is closed if not.
 struct Guarded {
     connection: PoolConnection<Postgres>,
     finished: bool,
@@ -229,7 +229,11 @@ impl DerefMut for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        if !self.finished {
+        if self.finished {
+            // Before the driver takes a connection back, it waits for a sign of life. If the network is gone, that takes as long
+            // as the operating system tries, and the connection would count as used meanwhile.
+            tokio::spawn(tokio::time::timeout(REQUEST_LIMIT, self.connection.return_to_pool()));
+        } else {
             self.connection.close_on_drop();
         }
     }
