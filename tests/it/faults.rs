@@ -304,12 +304,23 @@ async fn outcomes_that_are_known_win_over_leases_that_end_while_the_disk_is_full
     let later = chrono::Utc::now() + chrono::TimeDelta::hours(1);
     let scheduled = json!({"event_type": "+credit", "config_id": config, "scheduled_at": later});
     assert_eq!(api.post("/webhooks", scheduled).await.status, 201);
-    receiver.reply_always(Reply::status(200).after(Duration::from_secs(3)));
+    receiver.reply_always(Reply::status(200).after(Duration::from_secs(5)));
     credits(&api, config, IN_FLIGHT).await;
     arrived(&receiver, IN_FLIGHT).await;
 
+    // stopped, so that the disk is full before they read an answer
+    let processes = [first, second];
+    for process in &processes {
+        process.signal("STOP");
+    }
     disk.fill();
-    first.wait_for_log("No space left on device");
+    for process in &processes {
+        process.signal("CONT");
+    }
+    eventually("outcomes that find no room", async || {
+        processes.iter().any(|process| process.log().contains("No space left on device")).then_some(())
+    })
+    .await;
     database
         .execute("update webhook_queue_open set lock_expires_at = locked_at + interval '1 microsecond' where status = 'processing'")
         .await;
@@ -318,7 +329,10 @@ async fn outcomes_that_are_known_win_over_leases_that_end_while_the_disk_is_full
     disk.free();
 
     assert_each_was_sent_once(&api, &receiver, IN_FLIGHT).await;
-    drop((first, second));
+    for process in &processes {
+        assert!(!process.log().contains("the lease was lost"), "{}", process.log());
+    }
+    drop(processes);
     server.stop().await.unwrap();
 }
 
