@@ -199,6 +199,11 @@ impl Deliver {
             };
             let cause = match settled {
                 Ok(Settled::Written) => return Some(Settled::Written),
+                Ok(Settled::LeaseLost) if matches!(outcome.attempt.outcome, AttemptOutcome::Unknown) => {
+                    debug!(%queue_id, config_id = config_id.get(), attempt,
+                        "no loss is recorded: its outcome has become known, or another worker has taken the delivery over");
+                    return Some(Settled::LeaseLost);
+                }
                 Ok(Settled::LeaseLost) => {
                     metrics::counter!("webhook_leases_lost_total").increment(1);
                     warn!(%queue_id, config_id = config_id.get(), attempt, "the lease was lost before the outcome could be written");

@@ -220,6 +220,10 @@ pub trait DeliveryQueue: Send + Sync {
     /// [`DeadLetterReason::EndpointGone`]: crate::domain::retry::DeadLetterReason::EndpointGone
     async fn settle(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<Settled>, StoreError>;
 
+    /// Fails while the outcome of an attempt cannot be written, because the store has no room or takes no writes. The answer may be
+    /// a few seconds old.
+    async fn can_settle(&self) -> Result<(), StoreError>;
+
     /// Returns which of these attempts are recorded exactly as given. Used after a settle that was not answered.
     async fn recorded(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<QueueId>, StoreError>;
 

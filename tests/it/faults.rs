@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 
+use crate::support::disk::Disk;
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command};
@@ -250,6 +251,63 @@ async fn outcomes_that_are_known_win_over_leases_that_end_while_commits_stall() 
     drop((first, second));
     server.stop().await.unwrap();
     let _ = std::fs::remove_dir_all(&options.directory);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_that_are_known_win_over_leases_that_end_while_the_disk_is_full() {
+    let mount = std::env::temp_dir().join(format!("webhook-processor-full-{}", std::process::id()));
+    let Some(disk) = Disk::mount(&mount, "200m") else {
+        eprintln!("left out: no file system can be mounted here");
+        return;
+    };
+    let options = EmbeddedOptions { directory: disk.path().join("postgres"), durable: true, binaries: None };
+    let server = EmbeddedPostgres::start(&options).await.unwrap();
+    let connect = server.connect_options();
+    let database =
+        TestDatabase { options: connect.clone(), pool: PgPool::connect_lazy_with(connect.clone()) };
+    let receiver = TestReceiver::start().await;
+    let start = |role| {
+        let mut program = command(&database, &[role]);
+        program.env("WORKER_POLL_INTERVAL", "200ms");
+        Process::start(program)
+    };
+    let (first, second) = (start("serve"), start("worker"));
+    let api = first.api();
+    let config = api.register(&receiver.url, json!({"retry_base_ms": 1, "retry_cap_ms": 1})).await;
+    // the index of retries has room for more: then a loss can be written, although an archive has no room for an outcome
+    let later = chrono::Utc::now() + chrono::TimeDelta::hours(1);
+    let scheduled = json!({"event_type": "+credit", "config_id": config, "scheduled_at": later});
+    assert_eq!(api.post("/webhooks", scheduled).await.status, 201);
+    receiver.reply_always(Reply::status(200).after(Duration::from_secs(5)));
+    credits(&api, config, IN_FLIGHT).await;
+    arrived(&receiver, IN_FLIGHT).await;
+
+    // stopped, so that the disk is full before they read an answer
+    let processes = [first, second];
+    for process in &processes {
+        process.signal("STOP");
+    }
+    disk.fill();
+    for process in &processes {
+        process.signal("CONT");
+    }
+    eventually("outcomes that find no room", async || {
+        processes.iter().any(|process| process.log().contains("No space left on device")).then_some(())
+    })
+    .await;
+    database
+        .execute("update webhook_queue_open set lock_expires_at = locked_at + interval '1 microsecond' where status = 'processing'")
+        .await;
+    // longer than a takeover waits before it writes the loss, and the retry after it
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    disk.free();
+
+    assert_each_was_sent_once(&api, &receiver, IN_FLIGHT).await;
+    for process in &processes {
+        assert!(!process.log().contains("the lease was lost"), "{}", process.log());
+    }
+    drop(processes);
+    server.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

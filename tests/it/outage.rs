@@ -1,9 +1,15 @@
 //! PostgreSQL goes away and comes back: nobody hangs, nothing accepted is lost, all goes on by itself.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 
 use crate::support::eventually;
@@ -67,4 +73,71 @@ async fn while_postgres_is_away_requests_get_503_and_afterwards_everything_goes_
     assert_eq!(process.wait(), Some(0));
     server.stop().await.unwrap();
     let _ = std::fs::remove_dir_all(&options.directory);
+}
+
+/// How a driver asks whether a connection is alive: a lone Sync message.
+const SIGN_OF_LIFE: &[u8] = &[b'S', 0, 0, 0, 4];
+
+/// The port of a way to the server at `socket`. While `silent`, a connection that is asked for a sign of life never answers again,
+/// and does not end.
+async fn way_that_goes_silent(socket: PathBuf, silent: Arc<AtomicBool>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = UnixStream::connect(&socket).await.unwrap();
+            tokio::spawn(carry(client, server, silent.clone()));
+        }
+    });
+    port
+}
+
+async fn carry(client: TcpStream, server: UnixStream, silent: Arc<AtomicBool>) {
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let answers = async { tokio::io::copy(&mut from_server, &mut to_client).await };
+    let questions = async {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let length = from_client.read(&mut buffer).await?;
+            let asks = &buffer[..length] == SIGN_OF_LIFE;
+            if asks && silent.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            if length == 0 {
+                return Ok::<(), std::io::Error>(());
+            }
+            to_server.write_all(&buffer[..length]).await?;
+        }
+    };
+    tokio::select! { _ = answers => {} _ = questions => {} }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_go_silent_while_they_are_given_back_do_not_stay_in_use() {
+    let database = TestDatabase::empty().await;
+    let server = database.options.get_socket().unwrap().join(".s.PGSQL.5432");
+    let silent = Arc::new(AtomicBool::new(false));
+    let options = PgConnectOptions::new_without_pgpass()
+        .host("127.0.0.1")
+        .port(way_that_goes_silent(server, silent.clone()).await)
+        .username("postgres")
+        .database(database.options.get_database().unwrap())
+        .ssl_mode(PgSslMode::Disable);
+    let mut serve = command(&database, &["serve"]);
+    serve.env("DATABASE_URL", options.to_url_lossy().to_string());
+    let process = Process::start(serve);
+    let api = process.api();
+    let answered = async || (api.get("/api/webhooks").await.status == 200).then_some(());
+    eventually("an answer", answered).await;
+
+    silent.store(true, Ordering::SeqCst);
+    // far more than there are connections
+    let answers = futures_util::future::join_all((0..30).map(|_| api.get("/api/webhooks"))).await;
+    assert!(answers.iter().any(|answer| answer.status == 503), "no connection went silent");
+    silent.store(false, Ordering::SeqCst);
+
+    eventually("an answer afterwards", answered).await;
+    process.signal("TERM");
+    assert_eq!(process.wait(), Some(0));
 }

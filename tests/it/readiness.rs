@@ -1,12 +1,12 @@
 //! `/health/ready` fails while nothing can be stored, whatever the reason, and recovers by itself.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use serde_json::json;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 
+use crate::support::disk::Disk;
 use crate::support::eventually;
 use crate::support::postgres::TestDatabase;
 use crate::support::process::{Process, command};
@@ -94,63 +94,24 @@ async fn ready_fails_while_commits_stall_and_the_checks_do_not_use_up_connection
     let _ = std::fs::remove_dir_all(&options.directory);
 }
 
-/// A small file system of its own, gone with the test.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// `None`: this machine does not let us mount one.
-    fn mount(path: &Path, size: &str) -> Option<Self> {
-        std::fs::create_dir_all(path).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size},mode=0777"), "tmpfs"])
-            .arg(path)
-            .output();
-        mounted.is_ok_and(|output| output.status.success()).then(|| Self(path.to_owned()))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn ready_fails_while_the_disk_is_full() {
-    let mount = scratch("disk");
-    let Some(disk) = Disk::mount(&mount, "200m") else {
+    let Some(disk) = Disk::mount(&scratch("disk"), "200m") else {
         eprintln!("left out: no file system can be mounted here");
         return;
     };
     let receiver = TestReceiver::start().await;
-    let server = EmbeddedPostgres::start(&own_server(disk.0.join("postgres"))).await.unwrap();
+    let server = EmbeddedPostgres::start(&own_server(disk.path().join("postgres"))).await.unwrap();
     let process = serve_on(&server).await;
     let api = process.api();
     let config = api.register(&receiver.url, json!({})).await;
     ready_is(&api, 200, "are committed").await;
 
     // the log keeps its room: without it the server ends, which is another story
-    let ballast = disk.0.join("ballast");
-    let fill = std::fs::File::create(&ballast).unwrap();
-    eventually("the disk is full", async || {
-        let rest = Command::new("df").args(["--output=avail", "-B1"]).arg(&disk.0).output().unwrap();
-        let rest =
-            String::from_utf8(rest.stdout).unwrap().lines().nth(1).unwrap().trim().parse::<u64>().unwrap();
-        let taken = fill.metadata().unwrap().len();
-        std::os::unix::fs::FileExt::write_all_at(
-            &fill,
-            &vec![1; usize::try_from(rest.min(1 << 20)).unwrap()],
-            taken,
-        )
-        .ok();
-        (rest < 4096).then_some(())
-    })
-    .await;
+    disk.fill();
     ready_is(&api, 503, "No space left on device").await;
 
-    drop(fill);
-    std::fs::remove_file(&ballast).unwrap();
+    disk.free();
     ready_is(&api, 200, "are committed").await;
     let queue_id = api.credit(config).await;
     api.delivery_in(&queue_id, "completed").await;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::WorkerPool;
+use super::lost_answers::LOOK_AGAIN_MAX;
 use super::restart::jittered;
 use crate::domain::delivery::LeasedDelivery;
 
@@ -15,8 +17,10 @@ const DUTY: &str = "recording losses of held configs";
 /// How often the process looks for expired leases of held endpoints (disabled, or with a circuit that is not closed).
 pub(super) const HELD_POLL: Duration = Duration::from_mins(2);
 /// The wait before a loss is recorded. The worker may still know the outcome, if it could not write it while the store stood
-/// still. Settles are tried again within two seconds.
-const LOSS_GRACE: Duration = Duration::from_secs(3);
+/// still; settles are tried again within two seconds. Or no attempt was made, because the answer that granted the lease was lost;
+/// then the next look gives the lease back.
+const LOSS_GRACE: Duration = Duration::from_secs(6);
+const _: () = assert!(LOSS_GRACE.as_millis() > LOOK_AGAIN_MAX.as_millis());
 /// The wait if the loss ends the delivery: an outcome that becomes known after that could not be written.
 const LAST_LOSS_GRACE: Duration = Duration::from_secs(10);
 
@@ -25,14 +29,41 @@ impl WorkerPool {
     /// there are never more of these tasks than leases of lost workers.
     pub(super) fn record_loss_soon(self: &Arc<Self>, delivery: LeasedDelivery) {
         let workers = self.clone();
-        let grace = if delivery.attempt < delivery.max_retries { LOSS_GRACE } else { LAST_LOSS_GRACE };
         self.losses.spawn(async move {
+            if workers.outcome_could_be_written(&delivery).await {
+                workers.deliver.work(delivery).await;
+            }
+        });
+    }
+
+    /// Waits until a worker that knows the outcome would have written it. Returns `false` if that was not possible until the lease
+    /// of the takeover ended, or until the process stops; then the loss is left to the next takeover. A loss may be written
+    /// although an outcome is not: on a full disk, a row that is changed finds room in its page, and an archive cannot grow.
+    async fn outcome_could_be_written(&self, delivery: &LeasedDelivery) -> bool {
+        let grace = if delivery.attempt < delivery.max_retries { LOSS_GRACE } else { LAST_LOSS_GRACE };
+        let (mut before, mut waits) = (self.queue.can_settle().await, false);
+        loop {
             tokio::select! {
-                () = workers.stop.cancelled() => {}
+                () = self.stop.cancelled() => {}
                 () = sleep(grace) => {}
             }
-            workers.deliver.work(delivery).await;
-        });
+            let now = self.queue.can_settle().await;
+            if before.is_ok() && now.is_ok() {
+                return true;
+            }
+            if let Err(cause) = &now
+                && !waits
+            {
+                waits = true;
+                info!(queue_id = %delivery.queue_id, error = cause.report(),
+                    "an attempt's loss is not recorded while its outcome could not be written either");
+            }
+            let lease_is_over = delivery.claimed_at.elapsed() >= self.settings.lease_term;
+            if lease_is_over || now.is_err() && self.stop.is_cancelled() {
+                return false;
+            }
+            before = now;
+        }
     }
 
     /// Settles the leases that expire at held endpoints, which claims skip.

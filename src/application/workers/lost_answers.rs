@@ -18,8 +18,10 @@ use crate::application::ports::{DeliveryQueue, UnusedLease};
 use crate::application::wakeup::Wakeup;
 use crate::domain::delivery::WorkerId;
 
-/// Waits between looks. The wait before a loss that ends a delivery is recorded is twice the longest of these.
-const LOOK_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
+/// The longest wait between two looks. A loss is recorded later than that, and one that ends a delivery after twice the time.
+pub(super) const LOOK_AGAIN_MAX: Duration = Duration::from_secs(5);
+/// Waits between looks.
+const LOOK_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), LOOK_AGAIN_MAX);
 /// How long after the end of its term a lease may still appear, because a commit may stall for longer than the term.
 const STALL_MAX: Duration = Duration::from_mins(10);
 

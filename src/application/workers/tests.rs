@@ -139,6 +139,10 @@ impl DeliveryQueue for Store {
         unreachable!("nothing is accepted here")
     }
 
+    async fn can_settle(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn recorded(&self, _: &[&FinishedAttempt]) -> Result<Vec<QueueId>, StoreError> {
         unreachable!("no settle is in doubt")
     }

@@ -1,6 +1,7 @@
 //! The queue's hot path. Its statements call functions of the schema, which pin their plans; see the migrations.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -111,6 +112,13 @@ impl DeliveryQueue for Database {
             if written.contains(&written_key(attempt)) { Settled::Written } else { Settled::LeaseLost }
         });
         Ok(settled.collect())
+    }
+
+    async fn can_settle(&self) -> Result<(), StoreError> {
+        self.writability
+            .checked()
+            .await
+            .map_err(|sentence| StoreError::Unavailable(Arc::new(anyhow::anyhow!(sentence))))
     }
 
     async fn recorded(&self, attempts: &[&FinishedAttempt]) -> Result<Vec<QueueId>, StoreError> {

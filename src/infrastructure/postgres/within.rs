@@ -6,6 +6,8 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres};
 
+use super::REQUEST_LIMIT;
+
 /// How long a list, a count, or upkeep may take.
 pub(super) const SCAN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -56,7 +58,7 @@ macro_rules! scan {
 }
 pub(super) use scan;
 
-/// A connection that is closed on drop, unless its statements came to their end.
+/// A connection that goes back to its pool on drop if its statements came to their end, and is closed if not.
 pub(super) struct Guarded {
     pub(super) connection: PoolConnection<Postgres>,
     pub(super) finished: bool,
@@ -78,7 +80,11 @@ impl DerefMut for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        if !self.finished {
+        if self.finished {
+            // Before the driver takes a connection back, it waits for a sign of life. If the network is gone, that takes as long
+            // as the operating system tries, and the connection would count as used meanwhile.
+            tokio::spawn(tokio::time::timeout(REQUEST_LIMIT, self.connection.return_to_pool()));
+        } else {
             self.connection.close_on_drop();
         }
     }

@@ -55,12 +55,17 @@ impl Writability {
         *self.written_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// The result of a check that is at most a few seconds old. The error is a sentence.
+    /// The result of a check that is at most a few seconds old, or that the engine has written since. The error is a sentence.
     pub(super) async fn recent(&self) -> Result<(), String> {
         let written_at = *self.written_at.lock().unwrap_or_else(PoisonError::into_inner);
         if written_at.is_some_and(|at| at.elapsed() < HOLDS) {
             return Ok(());
         }
+        self.checked().await
+    }
+
+    /// The same, but a write of the engine is not enough: it may have found room where others find none.
+    pub(super) async fn checked(&self) -> Result<(), String> {
         let mut checks = self.checks.lock().await;
         let Checks { under_way, last } = &mut *checks;
         if let (None, Some((at, outcome))) = (&under_way, &last)

@@ -1,5 +1,6 @@
 //! What tests stand on.
 
+pub mod disk;
 pub mod postgres;
 pub mod process;
 pub mod raw_receiver;
