@@ -73,6 +73,12 @@ fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
     }
 }
 
+/// An attempt that used up nothing: its request never left this machine.
+fn not_sent(delivery: &LeasedDelivery) -> FinishedAttempt {
+    let outcome = AttemptOutcome::NotSent { error: "no name server answers".into() };
+    FinishedAttempt { outcome, verdict: Verdict::WaitsOn, ..delivered(delivery) }
+}
+
 /// An API with one delivery on it, and the queue behind it.
 async fn one_delivery(receiver: &str) -> (TestService, Database, String) {
     let api = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
@@ -413,6 +419,26 @@ async fn a_known_outcome_takes_the_place_of_an_unknown_one_that_was_recorded_alr
     let known = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
     assert_eq!((&known["status"], &known["retry_count"]), (&json!("completed"), &json!(0)));
     assert_eq!(known["attempts"].as_array().unwrap().len(), 1);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_known_to_use_up_no_attempt_uses_up_none_although_its_lease_was_taken_over() {
+    let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    let first = take(&queue, claim(1, 10)).await;
+    end_leases(&api).await;
+    let second = take(&queue, claim(2, 10)).await;
+    assert!(lost_for(&second[0]).is_some());
+
+    assert_eq!(queue.settle(&[&not_sent(&first[0])]).await.unwrap(), [Settled::Written]);
+
+    assert_eq!(queue.settle(&[&lost(&second[0])]).await.unwrap(), [Settled::LeaseLost]);
+    let delivery = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
+    assert_eq!((&delivery["status"], &delivery["retry_count"]), (&json!("pending"), &json!(0)));
+    assert_eq!(delivery["attempts"][0]["error"], "no name server answers");
+    let third = take(&queue, claim(3, 10)).await;
+    assert_eq!((lost_for(&third[0]), third[0].attempt), (None, 0));
+    assert_eq!(queue.settle(&[&not_sent(&first[0])]).await.unwrap(), [Settled::LeaseLost], "it was sent again");
     api.stop().await;
 }
 
