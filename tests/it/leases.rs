@@ -438,7 +438,11 @@ async fn what_is_known_to_use_up_no_attempt_uses_up_none_although_its_lease_was_
     assert_eq!(delivery["attempts"][0]["error"], "no name server answers");
     let third = take(&queue, claim(3, 10)).await;
     assert_eq!((lost_for(&third[0]), third[0].attempt), (None, 0));
-    assert_eq!(queue.settle(&[&not_sent(&first[0])]).await.unwrap(), [Settled::LeaseLost], "it was sent again");
+    assert_eq!(
+        queue.settle(&[&not_sent(&first[0])]).await.unwrap(),
+        [Settled::LeaseLost],
+        "it was sent again"
+    );
     api.stop().await;
 }
 
