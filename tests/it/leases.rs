@@ -604,6 +604,25 @@ async fn an_open_circuit_is_probed_by_one_delivery_whatever_the_priorities_and_w
 }
 
 #[tokio::test]
+async fn a_config_that_someone_keeps_locked_is_not_probed_and_holds_up_no_other() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let other = api.api.register("http://127.0.0.1:1", json!({})).await;
+    api.api.credit(other).await;
+    api.database
+        .execute("update webhook_configs set circuit_state = 'open', circuit_reason = 'x', circuit_probe_at = now() - interval '1 s' where id = 1")
+        .await;
+    let mut lock = api.database.pool.begin().await.unwrap();
+    sqlx::query("update webhook_configs set name = 'x' where id = 1").execute(&mut *lock).await.unwrap();
+
+    let claimed = queue.claim(&claim(1, 10)).await.unwrap().deliveries;
+
+    assert_eq!(claimed.iter().map(|delivery| delivery.config_id.get()).collect::<Vec<_>>(), [other]);
+    lock.rollback().await.unwrap();
+    assert!(take(&queue, claim(2, 10)).await[0].probe);
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn no_more_are_in_flight_than_the_limit_after_a_loss_where_priorities_are_mixed() {
     let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
     api.database.execute("delete from webhook_queue_open").await;
