@@ -25,7 +25,13 @@ DECLARE
 BEGIN
   IF NOT pg_try_advisory_xact_lock(hashtextextended('webhook_room', p_config_id)) THEN RETURN 0; END IF;
   -- from here on each statement sees what the previous claim committed
-  SELECT c.* INTO config FROM webhook_configs c WHERE c.id = p_config_id;
+  IF p_probe THEN
+    -- the claim will note the probe there: while someone else keeps the row locked, the claim must not wait for it
+    SELECT c.* INTO config FROM webhook_configs c WHERE c.id = p_config_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN RETURN 0; END IF;
+  ELSE
+    SELECT c.* INTO config FROM webhook_configs c WHERE c.id = p_config_id;
+  END IF;
   IF NOT config.enabled OR (config.circuit_state <> 'closed') <> p_probe OR p_probe AND config.circuit_probe_at > now() OR EXISTS (
     SELECT FROM generate_series(0, p_priority - 1) AS urgent (priority)
     CROSS JOIN LATERAL (

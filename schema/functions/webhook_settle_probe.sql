@@ -3,7 +3,7 @@
 -- Writes probes that failed. Their deliveries keep waiting as if nothing had been sent, but behind the others: a delivery that
 -- its receiver never accepts must not keep the circuit open. The delay is one second and doubles each time, up to an hour.
 -- Parameters and result are the same as for webhook_settle_N_retry. Probes are numbered; only the newest 100 per delivery are
--- kept.
+-- kept. An outcome also counts after a takeover, until the takeover has recorded it as unknown: that uses up an attempt.
 CREATE OR REPLACE FUNCTION webhook_settle_probe(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_postponed boolean[])
  RETURNS SETOF uuid
  LANGUAGE plpgsql
@@ -25,11 +25,14 @@ BEGIN
   ), released AS (
     UPDATE webhook_queue_open q
     SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(),
+        abandoned_by = NULL, abandoned_at = NULL,
         ready_since = CASE WHEN NOT o.postponed THEN now() END,
         next_retry_at = CASE WHEN o.postponed THEN now() + least(2 ^ least(o.number - 1, 20), 3600) * interval '1 second'
                              ELSE q.next_retry_at END
     FROM outcome o
-    WHERE q.queue_id = o.queue_id AND q.worker_id = o.worker AND q.locked_at = o.locked_at
+    WHERE q.queue_id = o.queue_id
+      AND (q.worker_id = o.worker AND q.locked_at = o.locked_at
+           OR q.status = 'processing' AND q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at)
     RETURNING o.*, q.retry_count
   ), written AS (
     INSERT INTO webhook_probes (queue_id, number, attempt, started_at, completed_at, duration_ms, http_status, response_body, error)

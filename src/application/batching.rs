@@ -3,13 +3,16 @@
 //! On an idle process, a single item is processed at once. Under load, hundreds share one transaction. Items that nobody
 //! waits for may [`Linger`] until more arrive.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
+use tracing::error;
 
 use super::ports::StoreError;
 
@@ -169,18 +172,31 @@ async fn process_apart_if_refused<T: Sync, R>(
     processor: &impl ProcessBatch<T, R>,
     items: &[T],
 ) -> Vec<Result<R, StoreError>> {
-    match processor.process(items).await {
+    match process_or_catch(processor, items).await {
         Ok(results) => results.into_iter().map(Ok).collect(),
         Err(StoreError::Unexpected(_) | StoreError::Refused(_)) if items.len() > 1 => {
             let mut results = Vec::with_capacity(items.len());
             for item in items {
-                let result = processor.process(std::slice::from_ref(item)).await;
+                let result = process_or_catch(processor, std::slice::from_ref(item)).await;
                 results.push(result.map(|mut one| one.pop().expect("one answer for one item")));
             }
             results
         }
         Err(error) => items.iter().map(|_| Err(error.clone())).collect(),
     }
+}
+
+/// Processes a batch and survives a panic. Otherwise the batcher would end, and nothing that comes later would be processed.
+async fn process_or_catch<T: Sync, R>(
+    processor: &impl ProcessBatch<T, R>,
+    items: &[T],
+) -> Result<Vec<R>, StoreError> {
+    AssertUnwindSafe(processor.process(items)).catch_unwind().await.unwrap_or_else(|_| {
+        error!(items = items.len(), "a batch panicked");
+        let cause = Arc::new(anyhow::anyhow!("a panic in this process"));
+        // each item of a larger batch is tried alone
+        Err(if items.len() > 1 { StoreError::Unexpected(cause) } else { StoreError::InDoubt(cause) })
+    })
 }
 
 #[cfg(test)]
@@ -191,7 +207,7 @@ mod tests {
 
     type Batches = Arc<Mutex<Vec<Vec<u32>>>>;
 
-    /// Records each batch; waits for a permit before each; refuses batches with a 13 in them.
+    /// Records each batch; waits for a permit before each; refuses batches with a 13 in them, and panics at a 17.
     struct Recorder {
         batches: Batches,
         gate: Arc<Semaphore>,
@@ -202,6 +218,7 @@ mod tests {
         async fn process(&self, items: &[u32]) -> Result<Vec<u32>, StoreError> {
             self.gate.acquire().await.unwrap().forget();
             self.batches.lock().unwrap().push(items.to_vec());
+            assert!(!items.contains(&17), "on purpose");
             if items.contains(&13) {
                 return Err(StoreError::Unexpected(Arc::new(anyhow::anyhow!("13"))));
             }
@@ -289,6 +306,17 @@ mod tests {
         assert_eq!(results[0].as_ref().unwrap(), &2);
         assert!(matches!(results[1], Err(BatchError::Store(StoreError::Unexpected(_)))));
         assert_eq!(results[2].as_ref().unwrap(), &4);
+    }
+
+    #[tokio::test]
+    async fn after_a_panic_the_others_of_the_batch_and_later_ones_are_processed() {
+        let (recorder, _, _) = recorder(100);
+        let batcher = Batcher::start(recorder, 100, 100);
+        let results = futures_util::future::join_all([1, 17, 2].map(|item| batcher.process(item, 1))).await;
+        assert_eq!(results[0].as_ref().unwrap(), &2);
+        assert!(matches!(results[1], Err(BatchError::Store(StoreError::InDoubt(_)))), "{:?}", results[1]);
+        assert_eq!(results[2].as_ref().unwrap(), &4);
+        assert_eq!(batcher.process(3, 1).await.unwrap(), 6);
     }
 
     #[tokio::test]

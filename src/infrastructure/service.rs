@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::http::{self, Api, Asks, Begun, Door, Openness, Operations};
@@ -240,14 +240,28 @@ pub async fn run_on(
         info!("documentation: http://{address}/docs");
     }
 
+    until_stopped(tasks, stop, settings.http_timeout + SETTLE_TIME_MAX).await
+}
+
+/// Waits for `stop`, then lets the parts of the service end within `limit`. If a part ends before that, all of it stops.
+async fn until_stopped(
+    mut tasks: JoinSet<()>,
+    stop: CancellationToken,
+    limit: Duration,
+) -> anyhow::Result<()> {
     let first = tasks.join_next().await;
-    if !stop.is_cancelled() {
+    let is_unexpected = !stop.is_cancelled();
+    if is_unexpected {
+        error!(part = ?first, "a part of the service ended unexpectedly, so all of it stops");
         stop.cancel();
-        bail!("a part of the service ended unexpectedly: {first:?}");
     }
-    let limit = settings.http_timeout + SETTLE_TIME_MAX;
-    if timeout(limit, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+    // attempts under way are settled in any case: they would be repeated otherwise
+    let all_ended = timeout(limit, async { while tasks.join_next().await.is_some() {} }).await.is_ok();
+    if !all_ended {
         bail!("not all attempts could be finished; the others are repeated when their leases end");
+    }
+    if is_unexpected {
+        bail!("a part of the service ended unexpectedly: {first:?}");
     }
     info!("stopped");
     Ok(())
@@ -266,5 +280,32 @@ async fn require_key(access: &Access) -> anyhow::Result<()> {
             warn!(error = error.report(), "the API keys cannot be read");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn when_a_part_ends_unexpectedly_the_others_still_finish_what_is_under_way() {
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        let finished = Arc::new(AtomicBool::new(false));
+        tasks.spawn(async { panic!("on purpose") });
+        let (stopped, noted) = (stop.clone(), finished.clone());
+        tasks.spawn(async move {
+            stopped.cancelled().await;
+            yield_now().await;
+            noted.store(true, Ordering::SeqCst);
+        });
+
+        let ended = until_stopped(tasks, stop, Duration::from_mins(1)).await;
+
+        assert!(ended.unwrap_err().to_string().contains("ended unexpectedly"));
+        assert!(finished.load(Ordering::SeqCst));
     }
 }

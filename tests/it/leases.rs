@@ -73,6 +73,12 @@ fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
     }
 }
 
+/// An attempt that used up nothing: its request never left this machine.
+fn not_sent(delivery: &LeasedDelivery) -> FinishedAttempt {
+    let outcome = AttemptOutcome::NotSent { error: "no name server answers".into() };
+    FinishedAttempt { outcome, verdict: Verdict::WaitsOn, ..delivered(delivery) }
+}
+
 /// An API with one delivery on it, and the queue behind it.
 async fn one_delivery(receiver: &str) -> (TestService, Database, String) {
     let api = TestService::start_with(Role::Api, TestDatabase::new().await, &[]).await;
@@ -417,6 +423,30 @@ async fn a_known_outcome_takes_the_place_of_an_unknown_one_that_was_recorded_alr
 }
 
 #[tokio::test]
+async fn what_is_known_to_use_up_no_attempt_uses_up_none_although_its_lease_was_taken_over() {
+    let (api, queue, queue_id) = one_delivery("http://127.0.0.1:1").await;
+    let first = take(&queue, claim(1, 10)).await;
+    end_leases(&api).await;
+    let second = take(&queue, claim(2, 10)).await;
+    assert!(lost_for(&second[0]).is_some());
+
+    assert_eq!(queue.settle(&[&not_sent(&first[0])]).await.unwrap(), [Settled::Written]);
+
+    assert_eq!(queue.settle(&[&lost(&second[0])]).await.unwrap(), [Settled::LeaseLost]);
+    let delivery = api.api.get(&format!("/webhooks/{queue_id}")).await.json();
+    assert_eq!((&delivery["status"], &delivery["retry_count"]), (&json!("pending"), &json!(0)));
+    assert_eq!(delivery["attempts"][0]["error"], "no name server answers");
+    let third = take(&queue, claim(3, 10)).await;
+    assert_eq!((lost_for(&third[0]), third[0].attempt), (None, 0));
+    assert_eq!(
+        queue.settle(&[&not_sent(&first[0])]).await.unwrap(),
+        [Settled::LeaseLost],
+        "it was sent again"
+    );
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn once_a_delivery_may_have_been_sent_again_the_outcome_of_a_lost_lease_counts_no_more() {
     let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
     let first = take(&queue, claim(1, 10)).await;
@@ -570,6 +600,25 @@ async fn an_open_circuit_is_probed_by_one_delivery_whatever_the_priorities_and_w
         )
         .await;
     assert!(take(&queue, claim(1, 50)).await.is_empty());
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_config_that_someone_keeps_locked_is_not_probed_and_holds_up_no_other() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let other = api.api.register("http://127.0.0.1:1", json!({})).await;
+    api.api.credit(other).await;
+    api.database
+        .execute("update webhook_configs set circuit_state = 'open', circuit_reason = 'x', circuit_probe_at = now() - interval '1 s' where id = 1")
+        .await;
+    let mut lock = api.database.pool.begin().await.unwrap();
+    sqlx::query("update webhook_configs set name = 'x' where id = 1").execute(&mut *lock).await.unwrap();
+
+    let claimed = queue.claim(&claim(1, 10)).await.unwrap().deliveries;
+
+    assert_eq!(claimed.iter().map(|delivery| delivery.config_id.get()).collect::<Vec<_>>(), [other]);
+    lock.rollback().await.unwrap();
+    assert!(take(&queue, claim(2, 10)).await[0].probe);
     api.stop().await;
 }
 
