@@ -9,6 +9,7 @@ mod enqueue;
 mod faults;
 mod hostile;
 mod isolation;
+mod lease_machine;
 mod leases;
 mod manage;
 mod outage;
