@@ -40,7 +40,7 @@ const LEASE_TERM: Duration = Duration::from_hours(1);
 /// Longer than a lease.
 const WHILE: TimeDelta = TimeDelta::hours(2);
 /// Each is a run of up to [`STEPS_MAX`] statements.
-const CASES: u32 = 150;
+const CASES: u32 = 100;
 const STEPS_MAX: usize = 40;
 /// Replays a run that failed.
 const SEED: &str = "LEASE_MACHINE_SEED";
@@ -86,7 +86,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => proptest::option::of(name()).prop_map(Step::Enqueue),
         6 => (name(), 1..=2_usize).prop_map(|(name, limit)| Step::Claim { name, limit }),
-        2 => name().prop_map(Step::TakeOverHeld),
+        3 => name().prop_map(Step::TakeOverHeld),
         7 => (prop::collection::vec(any::<Index>(), 1..=2), prop::bool::weighted(0.2))
             .prop_map(|(leases, success)| Step::Settle { leases, success }),
         2 => any::<Index>().prop_map(Step::Release),
@@ -95,8 +95,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, kept)| Step::ReleaseLostClaims { name, kept }),
         3 => Just(Step::Promote),
         4 => any::<Index>().prop_map(Step::LeaseExpires),
-        1 => Just(Step::OpenCircuit),
-        2 => Just(Step::ProbeFallsDue),
+        2 => Just(Step::OpenCircuit),
+        3 => Just(Step::ProbeFallsDue),
         2 => (any::<Index>(), any::<bool>()).prop_map(|(lease, success)| Step::NoteProbe { lease, success }),
     ]
 }
@@ -604,6 +604,12 @@ fn without_fence(functions: &[&str], fence: &str, instead: &str) -> String {
     replaced.collect()
 }
 
+/// A database with this change is found to break the protocol. The seed is always the same.
+fn assert_found(change: &str) {
+    let found = run(1, 20 * CASES, 0, Some(change));
+    assert!(matches!(found, Err(TestError::Fail(..))), "it was not found: {found:?}");
+}
+
 #[test]
 fn a_settle_without_its_fence_is_found() {
     let functions: Vec<String> = (0..=RETRIES_MAX)
@@ -615,7 +621,7 @@ fn a_settle_without_its_fence_is_found() {
         r"AND \(q\.worker_id = o\.worker.*?IN \(\d, \d \+ 1\)\)",
         "AND q.status = 'processing'",
     );
-    assert!(matches!(run(1, CASES, 0, Some(&change)), Err(TestError::Fail(..))), "it was not found");
+    assert_found(&change);
 }
 
 #[test]
@@ -625,17 +631,17 @@ fn a_release_without_its_fence_is_found() {
         r"AND q\.locked_at = kept\.locked_at\s+AND \(q\.worker_id.*?kept\.given_back\)\s+RETURNING",
         "RETURNING",
     );
-    assert!(matches!(run(1, CASES, 0, Some(&change)), Err(TestError::Fail(..))), "it was not found");
+    assert_found(&change);
 }
 
 #[test]
 fn a_release_that_makes_up_for_a_probe_under_another_lease_is_found() {
     let change = without_fence(&["webhook_release"], r"AND q\.locked_at = coalesce\(.*?END\)", "");
-    assert!(matches!(run(1, CASES, 0, Some(&change)), Err(TestError::Fail(..))), "it was not found");
+    assert_found(&change);
 }
 
 #[test]
 fn a_probe_that_is_forgotten_because_its_lease_was_taken_over_is_found() {
     let change = without_fence(&["webhook_settle_probe"], r"OR q\.abandoned_by.*?o\.locked_at\)", ")");
-    assert!(matches!(run(1, CASES, 0, Some(&change)), Err(TestError::Fail(..))), "it was not found");
+    assert_found(&change);
 }
