@@ -294,29 +294,29 @@ impl Machine {
         }
         let mut batch: Vec<(usize, Finished)> = Vec::new();
         for lease in leases {
-            let Known { delivery, taken } = lease.get(&self.known);
+            let &Known { delivery, taken } = lease.get(&self.known);
             let finished = finished(taken, success);
             // a worker writes one outcome of one attempt
-            if batch.iter().all(|(of, other)| of != delivery || order(other) != order(&finished)) {
-                batch.push((*delivery, finished));
+            if batch.iter().all(|&(of, other)| of != delivery || order(other) != order(finished)) {
+                batch.push((delivery, finished));
             }
         }
         let attempts: Vec<FinishedAttempt> =
-            batch.iter().map(|(delivery, finished)| self.attempt(*delivery, finished)).collect();
+            batch.iter().map(|(delivery, finished)| self.attempt(*delivery, *finished)).collect();
 
         let settled = self.queue.settle(&attempts.iter().collect::<Vec<_>>()).await.unwrap();
 
         let mut written: Vec<_> = batch.into_iter().zip(settled).collect();
         // the order in which a batch is written
-        written.sort_by_key(|((_, finished), _)| order(finished));
+        written.sort_by_key(|((_, finished), _)| order(*finished));
         for ((delivery, finished), settled) in written {
-            let expected = self.store.settle(delivery, &finished, Fences::ALL);
+            let expected = self.store.settle(delivery, finished, Fences::ALL);
             prop_assert_eq!(settled == Settled::Written, expected, "{:?} of delivery {}", finished, delivery);
         }
         Ok(())
     }
 
-    fn attempt(&self, delivery: usize, finished: &Finished) -> FinishedAttempt {
+    fn attempt(&self, delivery: usize, finished: Finished) -> FinishedAttempt {
         let NewDelivery { queue_id, config_id, webhook_url, .. } = &self.accepted[delivery];
         let now = Instant::now();
         FinishedAttempt {
@@ -366,7 +366,9 @@ impl Machine {
         let due = |&delivery: &usize| self.store.rows[delivery].place == Place::Pending { ready: false };
         let due: Vec<usize> = (0..DELIVERIES).filter(due).collect();
         prop_assert_eq!(promoted, due.len());
-        due.into_iter().for_each(|delivery| self.store.promote(delivery));
+        for delivery in due {
+            self.store.promote(delivery);
+        }
         Ok(())
     }
 
@@ -524,8 +526,8 @@ fn text(lease: Lease, answer: Answer) -> String {
 }
 
 /// How the attempt under a lease ends.
-fn finished(taken: &Taken, success: bool) -> Finished {
-    let &Taken { lease, number, work } = taken;
+fn finished(taken: Taken, success: bool) -> Finished {
+    let Taken { lease, number, work } = taken;
     let answer = if success { Answer::Success } else { Answer::Failure };
     let (answer, ending) = match (work, answer) {
         (Work::Attempt { .. }, Answer::Success) => (Some(answer), Ending::Completed),
@@ -541,7 +543,7 @@ fn finished(taken: &Taken, success: bool) -> Finished {
 }
 
 /// In which order a batch is written; what is equal is written by one statement.
-fn order(finished: &Finished) -> (u8, bool, u8) {
+fn order(finished: Finished) -> (u8, bool, u8) {
     let ending = match finished.ending {
         Ending::Retry => 0,
         Ending::Completed | Ending::DeadLetter => 1,

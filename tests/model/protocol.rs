@@ -228,8 +228,8 @@ impl Store {
 
     /// `webhook_settle_N_retry`, `webhook_settle_N_terminal` and `webhook_settle_probe`. Returns whether the attempt was
     /// written.
-    pub fn settle(&mut self, delivery: usize, finished: &Finished, fences: Fences) -> bool {
-        let &Finished { lease, number, answer, ending } = finished;
+    pub fn settle(&mut self, delivery: usize, finished: Finished, fences: Fences) -> bool {
+        let Finished { lease, number, answer, ending } = finished;
         let row = &mut self.rows[delivery];
         let is_leased = matches!(row.place, Place::Leased { .. });
         let is_open = is_leased || matches!(row.place, Place::Pending { .. });

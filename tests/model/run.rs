@@ -487,23 +487,7 @@ impl Run {
 
     fn take(&self, world: &mut World, step: Step) {
         match step {
-            Step::Enqueue { process, reserved, fate } => {
-                let delivery = world.asked;
-                world.asked += 1;
-                let wanted = reserved.then_some(world.processes[process].name);
-                match fate {
-                    Fate::Answered => {
-                        let taken = world.store.enqueue(delivery, wanted);
-                        if let Some(taken) = taken {
-                            world.processes[process].slot = Some(hold(delivery, taken, false));
-                        }
-                    }
-                    Fate::AnswerLost => {
-                        world.processes[process].unconfirmed.extend(wanted.map(|name| (delivery, name)));
-                        lose_answer(world, Statement::Enqueue { delivery, wanted });
-                    }
-                }
-            }
+            Step::Enqueue { process, reserved, fate } => enqueue(world, process, reserved, fate),
             Step::EnqueueSlowly { process } => {
                 let delivery = world.asked;
                 world.asked += 1;
@@ -514,13 +498,11 @@ impl Run {
             }
             Step::Claim { process, delivery } | Step::TakeOverHeld { process, delivery } => {
                 let taken = world.store.take(delivery, world.processes[process].name);
+                let me = &mut world.processes[process];
                 match taken.work {
-                    Work::Attempt { probe } => {
-                        world.processes[process].slot = Some(hold(delivery, taken, probe))
-                    }
+                    Work::Attempt { probe } => me.slot = Some(hold(delivery, taken, probe)),
                     Work::RecordLoss => {
-                        let Taken { lease, number, .. } = taken;
-                        world.processes[process].losses.push(Loss { delivery, lease, number });
+                        me.losses.push(Loss { delivery, lease: taken.lease, number: taken.number });
                     }
                 }
             }
@@ -534,15 +516,7 @@ impl Run {
                 let name = world.processes[process].name;
                 lose_answer(world, Statement::TakeOverHeld { name });
             }
-            Step::Send { process } => {
-                let hold = world.processes[process].slot.as_mut().expect("it is claimed");
-                hold.stage = Stage::Sent { answered: false };
-                let Hold { delivery, lease, .. } = *hold;
-                let accounted =
-                    world.requests[delivery].iter().all(|sent| world.accounts_for(delivery, sent.lease));
-                world.flaws.sent_too_soon |= !accounted;
-                world.requests[delivery].push(Request { lease, answered: false });
-            }
+            Step::Send { process } => send(world, process),
             Step::GiveBack { process, fate } => {
                 let hold = world.processes[process].slot.take().expect("it is claimed");
                 if !hold.over {
@@ -575,53 +549,48 @@ impl Run {
                     _ => world.store.reopen_circuit(hold.delivery, hold.lease, self.fences),
                 }
             }
-            Step::RecordLoss { process, loss, fate } => {
-                let Loss { delivery, lease, number } = world.processes[process].losses[loss];
-                let ending = if number < self.retries_max { Ending::Retry } else { Ending::DeadLetter };
-                let finished = Finished { lease, number, answer: None, ending };
-                match fate {
-                    // written, or lost: there is nothing more to do
-                    Fate::Answered => {
-                        world.store.settle(delivery, &finished, self.fences);
-                        world.processes[process].losses.remove(loss);
-                    }
-                    Fate::AnswerLost => lose_answer(world, Statement::Settle { delivery, finished }),
-                }
-            }
+            Step::RecordLoss { process, loss, fate } => self.record_loss(world, process, loss, fate),
             Step::ReleaseUnconfirmed { process, entry, fate } => {
                 let (delivery, name) = world.processes[process].unconfirmed[entry];
                 if self.release(world, delivery, name, None, fate) {
                     world.processes[process].unconfirmed.remove(entry);
                 }
             }
-            Step::ReleaseLostClaims { process, fate } => {
-                let me = &world.processes[process];
-                let (names, kept) = (me.disowned.clone(), kept(me));
-                match fate {
-                    Fate::Answered => {
-                        world.store.release_lost_claims(&names, &kept, self.fences);
-                    }
-                    Fate::AnswerLost => lose_answer(world, Statement::ReleaseLostClaims { names, kept }),
-                }
-            }
+            Step::ReleaseLostClaims { process, fate } => self.release_lost_claims(world, process, fate),
             Step::Promote { delivery } => world.store.promote(delivery),
             Step::ProbeFallsDue => world.store.probe_falls_due(),
             Step::LeaseExpires { delivery } => world.store.expire(delivery),
-            Step::LeaseExpiresInUse { delivery } => {
-                world.left.any -= 1;
-                let Place::Leased { lease, .. } = world.store.rows[delivery].place else {
-                    unreachable!("it is leased")
-                };
-                world.store.expire(delivery);
-                for hold in world.processes.iter_mut().filter_map(|process| process.slot.as_mut()) {
-                    hold.over |= hold.delivery == delivery && hold.lease == lease;
-                }
-            }
+            Step::LeaseExpiresInUse { delivery } => expire_in_use(world, delivery),
             Step::Crash { process } => {
                 world.left.any -= 1;
                 world.processes[process] = Process::named(new_name(world));
             }
             Step::LateCommit { delivery } => self.commit_late(world, delivery),
+        }
+    }
+
+    fn record_loss(&self, world: &mut World, process: usize, loss: usize, fate: Fate) {
+        let Loss { delivery, lease, number } = world.processes[process].losses[loss];
+        let ending = if number < self.retries_max { Ending::Retry } else { Ending::DeadLetter };
+        let finished = Finished { lease, number, answer: None, ending };
+        match fate {
+            // written, or lost itself: there is nothing more to do
+            Fate::Answered => {
+                world.store.settle(delivery, finished, self.fences);
+                world.processes[process].losses.remove(loss);
+            }
+            Fate::AnswerLost => lose_answer(world, Statement::Settle { delivery, finished }),
+        }
+    }
+
+    fn release_lost_claims(&self, world: &mut World, process: usize, fate: Fate) {
+        let me = &world.processes[process];
+        let (names, kept) = (me.disowned.clone(), kept(me));
+        match fate {
+            Fate::Answered => {
+                world.store.release_lost_claims(&names, &kept, self.fences);
+            }
+            Fate::AnswerLost => lose_answer(world, Statement::ReleaseLostClaims { names, kept }),
         }
     }
 
@@ -643,7 +612,7 @@ impl Run {
             world.processes[process].slot = Some(Hold { stage: Stage::InDoubt { outcome }, ..hold });
             return;
         }
-        let written = world.store.settle(delivery, &finished, self.fences);
+        let written = world.store.settle(delivery, finished, self.fences);
         // an earlier try that was not answered may have written it
         let is_own = matches!(stage, Stage::InDoubt { .. }) && world.records(delivery, lease);
         let note = probe && (written || is_own);
@@ -669,7 +638,7 @@ impl Run {
                 world.store.take(free.expect("it takes one"), name);
             }
             Statement::Settle { delivery, finished } => {
-                world.store.settle(delivery, &finished, self.fences);
+                world.store.settle(delivery, finished, self.fences);
             }
             Statement::Release { delivery, name, at } => {
                 world.store.release(delivery, name, at, self.fences);
@@ -678,6 +647,41 @@ impl Run {
                 world.store.release_lost_claims(&names, &kept, self.fences);
             }
         }
+    }
+}
+
+fn enqueue(world: &mut World, process: usize, reserved: bool, fate: Fate) {
+    let delivery = world.asked;
+    world.asked += 1;
+    let wanted = reserved.then_some(world.processes[process].name);
+    match fate {
+        Fate::Answered => {
+            if let Some(taken) = world.store.enqueue(delivery, wanted) {
+                world.processes[process].slot = Some(hold(delivery, taken, false));
+            }
+        }
+        Fate::AnswerLost => {
+            world.processes[process].unconfirmed.extend(wanted.map(|name| (delivery, name)));
+            lose_answer(world, Statement::Enqueue { delivery, wanted });
+        }
+    }
+}
+
+fn send(world: &mut World, process: usize) {
+    let hold = world.processes[process].slot.as_mut().expect("it is claimed");
+    hold.stage = Stage::Sent { answered: false };
+    let Hold { delivery, lease, .. } = *hold;
+    let accounted = world.requests[delivery].iter().all(|sent| world.accounts_for(delivery, sent.lease));
+    world.flaws.sent_too_soon |= !accounted;
+    world.requests[delivery].push(Request { lease, answered: false });
+}
+
+fn expire_in_use(world: &mut World, delivery: usize) {
+    world.left.any -= 1;
+    let Place::Leased { lease, .. } = world.store.rows[delivery].place else { unreachable!("it is leased") };
+    world.store.expire(delivery);
+    for hold in world.processes.iter_mut().filter_map(|process| process.slot.as_mut()) {
+        hold.over |= hold.delivery == delivery && hold.lease == lease;
     }
 }
 
