@@ -393,8 +393,9 @@ SET lock_timeout = '10s'
 AS $$
   -- if one was a probe, the next probe is due now: the claim gave the lease and the next probe the same time
   UPDATE webhook_configs c SET circuit_probe_at = now()
-  FROM unnest(p_queue_ids, p_worker_ids) AS r (queue_id, worker_id)
-  JOIN webhook_queue_open q ON q.queue_id = r.queue_id AND q.worker_id = r.worker_id AND q.status = 'processing'
+  FROM unnest(p_queue_ids, p_worker_ids, p_locked_ats) AS r (queue_id, worker_id, locked_at)
+  JOIN webhook_queue_open q ON q.queue_id = r.queue_id AND q.status = 'processing' AND q.worker_id = r.worker_id
+    AND q.locked_at = coalesce(r.locked_at, CASE WHEN q.retry_count = 0 THEN q.created_at END)
   WHERE c.id = q.config_id AND c.circuit_state = 'half_open' AND c.circuit_probe_at = q.lock_expires_at;
   UPDATE webhook_queue_open q
   SET status = CASE WHEN kept.is_lease THEN 'processing' ELSE 'pending' END,

@@ -150,9 +150,10 @@ BEGIN
         next_retry_at = CASE WHEN o.postponed THEN now() + least(2 ^ least(o.number - 1, 20), 3600) * interval '1 second'
                              ELSE q.next_retry_at END
     FROM outcome o
-    WHERE q.queue_id = o.queue_id
+    WHERE q.queue_id = o.queue_id AND q.status = 'processing'
       AND (q.worker_id = o.worker AND q.locked_at = o.locked_at
-           OR q.status = 'processing' AND q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at)
+           -- taken over, but the loss is not recorded yet
+           OR q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at)
     RETURNING o.*, q.retry_count
   ), written AS (
     INSERT INTO webhook_probes (queue_id, number, attempt, started_at, completed_at, duration_ms, http_status, response_body, error)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::ports::{CircuitStore, StoreError, UnsuccessfulProbe};
+use super::ports::{CircuitStore, ProbeLease, StoreError, UnsuccessfulProbe};
 use super::wakeup::Wakeup;
 use crate::domain::attempt::{Answer, AttemptOutcome, ReceiverSign};
 use crate::domain::circuit::{AttemptWindow, CircuitPolicy, CountedAttempt, Opening};
@@ -78,17 +78,17 @@ impl Circuits {
         }
     }
 
-    /// Counts the outcome of an attempt or a probe, and opens or closes the circuit accordingly.
-    pub async fn note(&self, endpoint: &Endpoint, attempt: &FinishedAttempt, probe: bool) {
-        let done = if probe {
+    /// Counts the outcome of an attempt, or of a probe under this lease, and opens or closes the circuit accordingly.
+    pub async fn note(&self, endpoint: &Endpoint, attempt: &FinishedAttempt, probe: Option<ProbeLease>) {
+        let done = if let Some(lease) = probe {
             // nothing else is sent to this endpoint until the store knows how the probe ended
-            let mut done = self.note_probe(endpoint, attempt).await;
+            let mut done = self.note_probe(endpoint, attempt, lease).await;
             for _ in 0..PROBE_TRIES {
                 if !done.as_ref().is_err_and(StoreError::passes) {
                     break;
                 }
                 tokio::time::sleep(PROBE_AGAIN).await;
-                done = self.note_probe(endpoint, attempt).await;
+                done = self.note_probe(endpoint, attempt, lease).await;
             }
             done
         } else if let Some(opening) = self.reason_to_open(endpoint, attempt) {
@@ -148,10 +148,15 @@ impl Circuits {
         Ok(())
     }
 
-    async fn note_probe(&self, endpoint: &Endpoint, attempt: &FinishedAttempt) -> Result<(), StoreError> {
+    async fn note_probe(
+        &self,
+        endpoint: &Endpoint,
+        attempt: &FinishedAttempt,
+        lease: ProbeLease,
+    ) -> Result<(), StoreError> {
         let (id, outcome) = (endpoint.id, &attempt.outcome);
         if !endpoint.is_at(&attempt.webhook_url) {
-            self.store.probe_another(id).await?;
+            self.store.probe_another(id, lease).await?;
             self.wakeup.wake_claimer();
             return Ok(());
         }
@@ -178,11 +183,16 @@ impl Circuits {
             receiver_fails: sign == Some(ReceiverSign::Failing),
             retry_after: retry_after.min(RETRY_AFTER_MAX),
         };
-        self.reopen(id, &probe).await
+        self.reopen(id, lease, &probe).await
     }
 
-    async fn reopen(&self, id: EndpointId, probe: &UnsuccessfulProbe) -> Result<(), StoreError> {
-        if let Some(probe_in) = self.store.reopen(id, probe).await? {
+    async fn reopen(
+        &self,
+        id: EndpointId,
+        lease: ProbeLease,
+        probe: &UnsuccessfulProbe,
+    ) -> Result<(), StoreError> {
+        if let Some(probe_in) = self.store.reopen(id, lease, probe).await? {
             let probe_in_ms = millis(probe_in);
             warn!(
                 config_id = id.get(),

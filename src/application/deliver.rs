@@ -10,7 +10,7 @@ use super::backoff::Backoff;
 use super::batching::{BatchError, Batcher, Linger};
 use super::circuits::Circuits;
 use super::directory::EndpointDirectory;
-use super::ports::{DeliveryQueue, Sender, Settled, StoreError, UnusedLease};
+use super::ports::{DeliveryQueue, ProbeLease, Sender, Settled, StoreError, UnusedLease};
 use super::settling::{Outcome, Settle};
 use super::wakeup::Wakeup;
 use super::workers::ledger::Ledger;
@@ -161,7 +161,9 @@ impl Deliver {
 
     /// Judges how an attempt ended, informs the endpoint's circuit, and writes the outcome.
     async fn conclude(&self, delivery: LeasedDelivery, ended: Ended, endpoint: &Endpoint) -> LeaseEnd {
-        let (probe, claimed_at) = (delivery.probe, delivery.claimed_at);
+        let claimed_at = delivery.claimed_at;
+        let lease = ProbeLease { began: delivery.lease.locked_at, term: self.lease_term };
+        let probe = delivery.probe.then_some(lease);
         let finished = judged(delivery, ended, endpoint);
         report(&finished);
         if let AttemptOutcome::NotSent { error: fault } = &finished.outcome
@@ -174,7 +176,7 @@ impl Deliver {
         // The circuit is informed before the outcome is written: after that the delivery may be attempted again, which an open
         // circuit must prevent. There are two exceptions. If the lease may be over, the outcome may not count, and then it says
         // nothing about the receiver. During a probe nothing else is attempted, so its outcome need not wait for the circuit.
-        let counts_at_once = !probe && claimed_at.elapsed() < self.lease_term;
+        let counts_at_once = probe.is_none() && claimed_at.elapsed() < self.lease_term;
         if counts_at_once {
             self.circuits.note(endpoint, &outcome.attempt, probe).await;
         }

@@ -411,6 +411,15 @@ pub struct HeldCircuit {
     pub circuit: Circuit,
 }
 
+/// The lease that a probe was sent under. A circuit counts its probe as lost when this ends, and then another may be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeLease {
+    /// When it was taken, by the database's clock.
+    pub began: DateTime<Utc>,
+    /// How long it lasts.
+    pub term: Duration,
+}
+
 /// A probe that did not close its circuit.
 #[derive(Debug, Clone)]
 pub struct UnsuccessfulProbe {
@@ -436,13 +445,18 @@ pub trait CircuitStore: Send + Sync {
         counted_for: Duration,
     ) -> Result<Option<Duration>, StoreError>;
 
-    /// Reopens a half-open circuit after a probe that failed. Returns the time until the next probe; `None` if the circuit was
-    /// not half open.
-    async fn reopen(&self, id: EndpointId, probe: &UnsuccessfulProbe)
-    -> Result<Option<Duration>, StoreError>;
+    /// Reopens a half-open circuit after a probe that failed. Returns the time until the next probe. Returns `None` and does
+    /// nothing if the circuit was not half open, or if another probe was sent since.
+    async fn reopen(
+        &self,
+        id: EndpointId,
+        lease: ProbeLease,
+        probe: &UnsuccessfulProbe,
+    ) -> Result<Option<Duration>, StoreError>;
 
-    /// Reopens a half-open circuit after a probe that found out nothing. The next probe is due at once.
-    async fn probe_another(&self, id: EndpointId) -> Result<(), StoreError>;
+    /// Reopens a half-open circuit after a probe that found out nothing. The next probe is due at once. Does nothing if another
+    /// probe was sent since.
+    async fn probe_another(&self, id: EndpointId, lease: ProbeLease) -> Result<(), StoreError>;
 
     /// Makes the probe of an open circuit due now. Returns whether the circuit was open because of failures.
     async fn probe_now(&self, id: EndpointId, change: &Change<'_>) -> Result<bool, StoreError>;

@@ -7,8 +7,8 @@ use serde_json::json;
 use sqlx::ConnectOptions as _;
 use uuid::Uuid;
 use webhook_processor::application::ports::{
-    Claim, Claimed, DeliveryQueue as _, EndpointStore as _, Incoming, Settled, StoreError, Stored,
-    UnusedLease, WantedLease,
+    CircuitStore as _, Claim, Claimed, DeliveryQueue as _, EndpointStore as _, Incoming, ProbeLease, Settled,
+    StoreError, Stored, UnsuccessfulProbe, UnusedLease, WantedLease,
 };
 use webhook_processor::application::workers::ledger::Rooms;
 use webhook_processor::application::workers::lost_answers::release_unconfirmed;
@@ -708,5 +708,73 @@ async fn a_probe_that_is_given_back_is_made_up_for_at_once() {
 
     let again = take(&queue, claim(2, 10)).await;
     assert!(again.len() == 1 && again[0].probe);
+    api.stop().await;
+}
+
+/// Opens the circuit of the one endpoint and takes the first probe.
+async fn probe(api: &TestService, queue: &Database) -> LeasedDelivery {
+    api.database
+        .execute("update webhook_configs set circuit_state = 'open', circuit_reason = 'x', circuit_probe_at = now() - interval '1 s'")
+        .await;
+    let probe = take(queue, claim(1, 10)).await.pop().unwrap();
+    assert!(probe.probe);
+    probe
+}
+
+#[tokio::test]
+async fn a_failed_probe_is_recorded_although_its_lease_has_been_taken_over() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    let probe = probe(&api, &queue).await;
+    end_leases(&api).await;
+    let other = WorkerId::new("test", 1, 1, 2);
+    let takeover = queue.take_over_held(&other, Duration::from_mins(5), 10).await.unwrap();
+
+    let failed = FinishedAttempt { verdict: Verdict::WaitsOn, ..delivered(&probe) };
+    assert_eq!(queue.settle(&[&failed]).await.unwrap(), [Settled::Written]);
+
+    assert_eq!(queue.settle(&[&lost(&takeover[0])]).await.unwrap(), [Settled::LeaseLost]);
+    let (probes, attempts): (i64, i64) = sqlx::query_as(
+        "select count(*) filter (where probe), count(*) filter (where not probe) from webhook_attempts",
+    )
+    .fetch_one(&api.database.pool)
+    .await
+    .unwrap();
+    assert_eq!((probes, attempts), (1, 0));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_look_for_a_lease_that_is_not_there_brings_no_second_probe() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    api.api.credit(1).await;
+    let probe = probe(&api, &queue).await;
+    // stored without a lease, of which its process was not told; now under a lease of the same worker
+    let unused =
+        UnusedLease { queue_id: probe.queue_id, worker_id: probe.lease.worker_id.clone(), locked_at: None };
+
+    assert_eq!(queue.release(&[unused]).await.unwrap(), []);
+
+    assert!(take(&queue, claim(2, 10)).await.is_empty(), "a probe is under way");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_that_fails_after_another_was_sent_does_not_move_the_circuit() {
+    let (api, queue, _) = one_delivery("http://127.0.0.1:1").await;
+    api.api.credit(1).await;
+    let late = probe(&api, &queue).await;
+    end_leases(&api).await;
+    api.database.execute("update webhook_configs set circuit_probe_at = now() - interval '1 s'").await;
+    let present = take(&queue, claim(2, 10)).await.pop().unwrap();
+    let term = Duration::from_mins(5);
+    let lease_of = |probe: &LeasedDelivery| ProbeLease { began: probe.lease.locked_at, term };
+    let failed = UnsuccessfulProbe { error: "x".into(), receiver_fails: true, retry_after: Duration::ZERO };
+
+    assert_eq!(queue.reopen(late.config_id, lease_of(&late), &failed).await.unwrap(), None);
+    queue.probe_another(late.config_id, lease_of(&late)).await.unwrap();
+
+    let state: String = api.database.scalar("select circuit_state from webhook_configs").await;
+    assert_eq!(state, "half_open");
+    assert!(queue.reopen(late.config_id, lease_of(&present), &failed).await.unwrap().is_some());
     api.stop().await;
 }

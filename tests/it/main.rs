@@ -10,6 +10,7 @@ mod enqueue;
 mod faults;
 mod hostile;
 mod isolation;
+mod lease_machine;
 mod leases;
 mod manage;
 mod outage;

@@ -15,8 +15,8 @@ use crate::application::circuits::Circuits;
 use crate::application::deliver::AttemptLimits;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{
-    Change, CircuitStore, Claim, Claimed, EndpointStore, HeldCircuit, Incoming, Promotion, Sender, Settled,
-    StoreError, Stored, UnsuccessfulProbe, UnusedLease,
+    Change, CircuitStore, Claim, Claimed, EndpointStore, HeldCircuit, Incoming, ProbeLease, Promotion, Sender,
+    Settled, StoreError, Stored, UnsuccessfulProbe, UnusedLease,
 };
 use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::circuit::CircuitCommand;
@@ -194,11 +194,16 @@ impl CircuitStore for Store {
         unreachable!("nothing fails")
     }
 
-    async fn reopen(&self, _: EndpointId, _: &UnsuccessfulProbe) -> Result<Option<Duration>, StoreError> {
+    async fn reopen(
+        &self,
+        _: EndpointId,
+        _: ProbeLease,
+        _: &UnsuccessfulProbe,
+    ) -> Result<Option<Duration>, StoreError> {
         unreachable!("nothing fails")
     }
 
-    async fn probe_another(&self, _: EndpointId) -> Result<(), StoreError> {
+    async fn probe_another(&self, _: EndpointId, _: ProbeLease) -> Result<(), StoreError> {
         unreachable!("nothing fails")
     }
 

@@ -10,7 +10,7 @@ use super::errors::inconsistent;
 use super::operators::record;
 use super::within::within;
 use super::{Database, REQUEST_LIMIT, from_micros};
-use crate::application::ports::{Change, CircuitStore, HeldCircuit, StoreError, UnsuccessfulProbe};
+use crate::application::ports::{Change, CircuitStore, HeldCircuit, ProbeLease, StoreError, UnsuccessfulProbe};
 use crate::domain::circuit::Circuit;
 use crate::domain::endpoint::EndpointId;
 use crate::domain::invalid::Invalid;
@@ -50,6 +50,7 @@ impl CircuitStore for Database {
     async fn reopen(
         &self,
         id: EndpointId,
+        lease: ProbeLease,
         probe: &UnsuccessfulProbe,
     ) -> Result<Option<Duration>, StoreError> {
         let probe_in = within!(self.engine, REQUEST_LIMIT, |connection| {
@@ -67,24 +68,31 @@ impl CircuitStore for Database {
                     from webhook_configs where id = $1) as config
             ) as next
             where c.id = next.id and c.circuit_state = 'half_open'
+              -- the claim gave the probe's lease and the circuit the same end; another end is that of a later probe
+              and c.circuit_probe_at = $5::timestamptz + $6 * interval '1 microsecond'
             returning (next.cooldown_ms * 1000)::bigint as "probe_in_us!""#,
             id.get(),
             probe.error,
             probe.receiver_fails,
             probe.retry_after.as_secs_f64() * 1e3,
+            lease.began,
+            lease.term.as_secs_f64() * 1e6,
         )
         .fetch_optional(&mut *connection)
         })?;
         Ok(probe_in.map(from_micros))
     }
 
-    async fn probe_another(&self, id: EndpointId) -> Result<(), StoreError> {
+    async fn probe_another(&self, id: EndpointId, lease: ProbeLease) -> Result<(), StoreError> {
         within!(self.engine, REQUEST_LIMIT, |connection| {
             sqlx::query!(
                 "-- circuits.probe_another
             update webhook_configs set circuit_state = 'open', circuit_probe_at = now()
-            where id = $1 and circuit_state = 'half_open'",
+            where id = $1 and circuit_state = 'half_open'
+              and circuit_probe_at = $2::timestamptz + $3 * interval '1 microsecond'",
                 id.get(),
+                lease.began,
+                lease.term.as_secs_f64() * 1e6,
             )
             .execute(&mut *connection)
         })?;

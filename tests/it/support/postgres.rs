@@ -133,4 +133,9 @@ impl TestDatabase {
     pub async fn execute(&self, sql: &'static str) {
         sqlx::raw_sql(sql).execute(&self.pool).await.unwrap();
     }
+
+    /// Runs a statement about one delivery.
+    pub async fn execute_with(&self, sql: &'static str, queue_id: Uuid) {
+        sqlx::query(sql).bind(queue_id).execute(&self.pool).await.unwrap();
+    }
 }
