@@ -38,7 +38,7 @@ pub struct Cli {
     /// Print JSON instead of tables, for other programs.
     #[arg(long, global = true)]
     json: bool,
-    /// Why: recorded with what a command changes, in webhook_operator_actions.
+    /// Why: recorded with what a command changes, in `webhook_operator_actions`.
     #[arg(long, global = true, value_name = "TEXT")]
     reason: Option<String>,
     #[command(subcommand)]
@@ -179,12 +179,16 @@ async fn with_database(
 /// private database, a newcomer may begin with a config.
 fn purpose(command: &Command, settings: &Settings) -> Purpose {
     use configs::ConfigsCommand;
+    use keys::KeysCommand;
     match command {
         Command::Migrate => Purpose::Migrate,
-        Command::Configs(ConfigsCommand::Register(_)) if settings.database.is_none() => Purpose::Migrate,
-        Command::Keys(keys::KeysCommand::Create { .. }) if settings.database.is_none() => Purpose::Migrate,
+        Command::Configs(ConfigsCommand::Register(_)) | Command::Keys(KeysCommand::Create { .. })
+            if settings.database.is_none() =>
+        {
+            Purpose::Migrate
+        }
         Command::Stats(_)
-        | Command::Keys(keys::KeysCommand::List)
+        | Command::Keys(KeysCommand::List)
         | Command::Show(_)
         | Command::Configs(ConfigsCommand::List | ConfigsCommand::Show { .. }) => Purpose::Read,
         Command::Replay(replay) if replay.only_counts() => Purpose::Read,

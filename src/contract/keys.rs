@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::domain::access::{ApiKey, NewKey, Token};
+use crate::domain::access::{ApiKey, NewKey, Scope, Token};
+use crate::domain::endpoint::EndpointId;
 use crate::domain::invalid::{Faults, Invalid};
 
 /// A key to be made.
@@ -71,8 +72,8 @@ impl From<ApiKey> for KeyView {
         Self {
             id: key.id.get(),
             name: key.name,
-            scopes: key.scopes.iter().map(|scope| scope.as_str()).collect(),
-            config_ids: key.config_ids.map(|ids| ids.into_iter().map(|id| id.get()).collect()),
+            scopes: key.scopes.iter().map(Scope::as_str).collect(),
+            config_ids: key.config_ids.map(|ids| ids.into_iter().map(EndpointId::get).collect()),
             created_at: key.created_at,
             last_used_at: key.last_used_at,
             revoked_at: key.revoked_at,

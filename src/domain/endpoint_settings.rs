@@ -132,7 +132,7 @@ impl EndpointSettings {
         let mut settings = serde_json::to_value(self).expect("it is plain data");
         let headers = self.headers.iter().map(|(name, _)| (name.to_owned(), "(not shown)".into()));
         settings["headers"] = Value::Object(headers.collect());
-        settings["circuit"] = serde_json::to_value(&self.circuit).expect("it is plain data");
+        settings["circuit"] = serde_json::to_value(self.circuit).expect("it is plain data");
         settings
     }
 

@@ -194,7 +194,7 @@ pub async fn run_on(
         None if address.ip().is_loopback() => Asks::Nothing,
         None | Some(Auth::Keys) => Asks::ForKeys,
     };
-    let begin = async || {
+    let open_api = async || {
         if role != Role::Worker && asks == Asks::ForKeys {
             require_key(&application.api.access).await?;
         }
@@ -202,7 +202,7 @@ pub async fn run_on(
         anyhow::Ok(())
     };
     if ready.is_prepared {
-        begin().await?;
+        open_api().await?;
     }
     let operations = Operations::new(database.clone(), metrics.clone(), settings.ready_age_max);
     let router = http::router(
@@ -220,7 +220,7 @@ pub async fn run_on(
     info!(%address, role = format!("{role:?}").to_lowercase(), "listening");
     if !ready.is_prepared {
         ready.migrate(&stop, Patience::Endless).await?;
-        begin().await?;
+        open_api().await?;
     }
     let duties = application.duties;
     tasks.spawn(upkeep::run(database.clone(), settings.archive_retention, duties, stop.clone()));

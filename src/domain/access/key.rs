@@ -1,6 +1,6 @@
 //! API keys. A key's text is shown once; what is stored does not allow anyone to use it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
@@ -199,8 +199,11 @@ impl Token {
 
     /// As its holder keeps it.
     pub fn text(&self) -> String {
-        let digits: String = self.secret.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{PREFIX}{}_{digits}", self.id)
+        let mut text = format!("{PREFIX}{}_", self.id);
+        for byte in self.secret.0 {
+            write!(text, "{byte:02x}").expect("a String takes it");
+        }
+        text
     }
 }
 

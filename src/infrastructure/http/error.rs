@@ -60,7 +60,7 @@ pub struct ApiError {
     detail: String,
     errors: Vec<FieldProblem>,
     /// A header that belongs to the status.
-    header: Option<(HeaderName, HeaderValue)>,
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl ApiError {
@@ -75,7 +75,7 @@ impl ApiError {
     /// A 401. `challenge` says how to present a key (RFC 6750).
     pub(super) fn unauthorized(detail: &str, challenge: &'static str) -> Self {
         let header = (header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-        Self { header: Some(header), ..Self::new(StatusCode::UNAUTHORIZED, detail) }
+        Self { header: Some(Box::new(header)), ..Self::new(StatusCode::UNAUTHORIZED, detail) }
     }
 
     pub(super) fn forbidden(detail: impl Into<String>) -> Self {
@@ -91,7 +91,7 @@ impl ApiError {
     pub(super) fn too_many_requests(detail: &str, wait: Duration) -> Self {
         let seconds = wait.as_secs() + 1;
         let header = (header::RETRY_AFTER, HeaderValue::from(seconds));
-        Self { header: Some(header), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
+        Self { header: Some(Box::new(header)), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
@@ -157,7 +157,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::to_vec(&self.problem()).expect("a problem is plain data");
         let mut response = (self.status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
-        if let Some((name, value)) = self.header {
+        if let Some((name, value)) = self.header.map(|header| *header) {
             response.headers_mut().insert(name, value);
         }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {

@@ -9,7 +9,7 @@ use super::operators::record;
 use super::within::within;
 use super::{Database, REQUEST_LIMIT};
 use crate::application::ports::{Change, KeyStore, StoreError};
-use crate::domain::access::{ApiKey, KeyId, NewKey, Scopes, SecretDigest};
+use crate::domain::access::{ApiKey, KeyId, NewKey, Scope, Scopes, SecretDigest};
 use crate::domain::endpoint::EndpointId;
 use crate::domain::invalid::Invalid;
 
@@ -21,7 +21,7 @@ impl KeyStore for Database {
         digest: &SecretDigest,
         change: &Change<'_>,
     ) -> Result<ApiKey, StoreError> {
-        let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+        let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
         let config_ids = key.config_ids.as_ref();
         let config_ids: Option<Vec<i64>> = config_ids.map(|ids| ids.iter().map(|id| id.get()).collect());
         let row = within!(self.requests, REQUEST_LIMIT, |connection| async {
