@@ -3,6 +3,7 @@
 mod circuits;
 mod delivery_queue;
 mod delivery_records;
+mod durability;
 mod endpoints;
 mod floors;
 mod notifications;
