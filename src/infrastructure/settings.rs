@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use config::{Config, Map, Value, ValueKind};
 use ipnet::IpNet;
-use sqlx::postgres::PgConnectOptions;
 
+use super::postgres::{Hosts, HostsError};
 use super::telemetry::LogFormat;
 use crate::application::workers::WorkerSettings;
 use crate::domain::endpoint_settings::TIMEOUT_MAX;
@@ -104,9 +104,9 @@ impl SettingsError {
 #[derive(Clone)]
 pub struct Settings {
     /// `None`: a private PostgreSQL.
-    pub database: Option<PgConnectOptions>,
+    pub database: Option<Hosts>,
     /// For wakeups and migrations, if it differs from `database`.
-    pub listen_database: Option<PgConnectOptions>,
+    pub listen_database: Option<Hosts>,
     /// Connections for requests.
     pub request_connections: u32,
     /// Where the private PostgreSQL keeps its files.
@@ -332,7 +332,7 @@ impl Source {
         if (min..=max).contains(&duration) { Ok(duration) } else { Err(fault()) }
     }
 
-    fn database(&self, name: &'static str) -> Result<Option<PgConnectOptions>, SettingsError> {
+    fn database(&self, name: &'static str) -> Result<Option<Hosts>, SettingsError> {
         let url = self.text(name)?;
         if url.is_empty() {
             return Ok(None);
@@ -347,18 +347,16 @@ impl Source {
         {
             return Err(fault(&format!("sslmode={mode:?} is none of {}", SSL_MODES.join(", "))));
         }
-        if let Some(hosts) = url.split(['/', '?']).nth(2).and_then(|part| part.rsplit('@').next())
-            && hosts.contains(',')
-        {
-            return Err(fault("must name one host: several, as libpq takes them, are not supported"));
-        }
         let must_be = "must be a URL such as postgres://user:password@host:5432/database; in user and password, characters \
                        such as # / ? @ : % must be percent-encoded (# is %23)";
         // the driver drops what follows a #, so a part of the password would become the host
         if url.contains('#') {
             return Err(fault(must_be));
         }
-        url.parse().map(Some).map_err(|_| fault(must_be))
+        url.parse().map(Some).map_err(|error: HostsError| match error {
+            HostsError::Malformed => fault(must_be),
+            HostsError::Contradictory(message) => fault(&message),
+        })
     }
 
     fn networks(&self, name: &'static str) -> Result<Vec<IpNet>, SettingsError> {
@@ -445,7 +443,9 @@ mod tests {
             ("DATABASE_URL", "mysql://u:s3cret@h/d"),
             ("DATABASE_URL", "postgres://u:s3cret@h:port/d"),
             ("DATABASE_URL", "postgres://u:s3cret#1@h/d"),
-            ("DATABASE_URL", "postgres://u:s3cret@h,h2/d"),
+            ("DATABASE_URL", "postgres://u:s3cret@h,h2/d?target_session_attrs=any"),
+            ("LISTEN_DATABASE_URL", "postgres://u:s3cret@h,,h2/d"),
+            ("DATABASE_URL", "postgres://u:s3cret@h:1,h2:port/d"),
             ("DATABASE_URL", "postgres://u:s3cret@h/d?sslmode=bogus"),
             ("WORKER_COUT", "3"),
             ("ARCHIVE_RETENTION", "1h"),

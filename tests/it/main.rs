@@ -7,6 +7,7 @@ mod documents;
 mod durability;
 mod embedded_postgres;
 mod enqueue;
+mod failover;
 mod faults;
 mod hostile;
 mod isolation;

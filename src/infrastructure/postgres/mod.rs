@@ -6,8 +6,10 @@ mod delivery_records;
 mod durability;
 mod endpoints;
 mod floors;
+mod hosts;
 mod notifications;
 mod pool;
+mod primary;
 mod schema;
 mod trouble;
 pub mod upkeep;
@@ -23,12 +25,14 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, PgConnection, Postgres};
 use tokio::sync::Semaphore;
 
+pub use hosts::{Hosts, HostsError};
 pub use notifications::{Listening, announce_ready, listen_for_ready, tell_ready};
 pub use schema::MIGRATIONS;
 pub use trouble::Trouble;
 
 use self::floors::KnownFloors;
 use self::pool::{Pool, Reason};
+use self::primary::Way;
 use self::schema::Access;
 use self::writability::Writability;
 use crate::application::ports::StoreError;
@@ -65,18 +69,18 @@ pub struct Database {
 
 impl Database {
     /// Makes no connection yet, so this does not fail if the database is away.
-    pub fn new(options: PgConnectOptions, request_connections: u32) -> Self {
-        Self::reached_by(options, "DATABASE_URL", request_connections)
+    pub fn new(hosts: impl Into<Hosts>, request_connections: u32) -> Self {
+        Self::reached_by(hosts, "DATABASE_URL", request_connections)
     }
 
     /// Like [`Database::new`]. `setting` is the name of the setting that error texts point to.
-    pub fn reached_by(options: PgConnectOptions, setting: &'static str, request_connections: u32) -> Self {
-        let options = ours(options);
-        let access = Access::new(options.clone(), setting);
+    pub fn reached_by(hosts: impl Into<Hosts>, setting: &'static str, request_connections: u32) -> Self {
+        let way = Way::new(hosts.into(), setting);
+        let access = Access::new(way.clone());
         let reason = Reason::new(access.clone());
-        let engine = Pool::new(options.clone(), ENGINE_CONNECTIONS, reason.clone());
+        let engine = Pool::new(way.clone(), ENGINE_CONNECTIONS, reason.clone());
         Self {
-            requests: Pool::new(options, request_connections, reason.clone()),
+            requests: Pool::new(way, request_connections, reason.clone()),
             writability: Writability::new(engine.clone(), access.clone()),
             engine,
             direct: access.clone(),
@@ -89,9 +93,14 @@ impl Database {
 
     /// Uses direct connections for migrations, with the value of `LISTEN_DATABASE_URL`.
     #[must_use]
-    pub fn migrating_by(mut self, options: PgConnectOptions) -> Self {
-        self.direct = Access::new(ours(options), "LISTEN_DATABASE_URL");
+    pub fn migrating_by(mut self, hosts: impl Into<Hosts>) -> Self {
+        self.direct = Access::new(Way::new(hosts.into(), "LISTEN_DATABASE_URL"));
         self
+    }
+
+    /// The way for wakeups: direct, if there is a setting for that.
+    pub fn listening(&self) -> Listening {
+        Listening::new(self.direct.way().clone())
     }
 
     /// Brings the schema up to date. If it is up to date, nothing is locked or written. Several processes may call it at once.
@@ -176,10 +185,14 @@ macro_rules! within {
                     $crate::infrastructure::postgres::Guarded { connection, finished: false };
                 match tokio::time::timeout($limit, $work).await {
                     Ok(result) => {
-                        $connection.finished = true;
+                        // a session that may not write is of no use to anybody: a new one may
+                        $connection.finished = !$pool.heed(result.as_ref().err());
                         result.map_err($crate::infrastructure::postgres::store_error)
                     }
-                    Err(_) => Err($crate::infrastructure::postgres::no_answer()),
+                    Err(_) => {
+                        $pool.heed(Some(&sqlx::Error::PoolTimedOut));
+                        Err($crate::infrastructure::postgres::no_answer())
+                    }
                 }
             }
         }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
+use super::primary::Way;
 use super::trouble::{Place, Trouble, judge_server};
 
 /// The schema, in order.
@@ -24,7 +24,7 @@ const LOCK: i64 = 0x7765_6268_6f6f_6b73;
 const LOCK_AGAIN: Duration = Duration::from_secs(1);
 /// How often the log says that the process waits for the lock.
 const SAY_EVERY: Duration = Duration::from_secs(30);
-/// How long it may take to connect, or to read the version of the schema.
+/// How long it may take to read the version of the schema.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// A migration may take long, but must not block others while it waits for a table that someone uses.
 const BEGIN: &str = "begin; set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; \
@@ -33,8 +33,7 @@ const BEGIN: &str = "begin; set local statement_timeout = 0; set local idle_in_t
 /// A direct connection to a database, made when it is needed.
 #[derive(Debug, Clone)]
 pub(super) struct Access {
-    options: PgConnectOptions,
-    place: Place,
+    way: Way,
 }
 
 /// How the schema compares with what this program needs.
@@ -70,10 +69,13 @@ pub(super) fn newest() -> i64 {
 }
 
 impl Access {
-    /// `options` is the value of the setting with the name `setting`.
-    pub(super) fn new(options: PgConnectOptions, setting: &'static str) -> Self {
-        let place = Place::of(&options, setting);
-        Self { options, place }
+    pub(super) fn new(way: Way) -> Self {
+        Self { way }
+    }
+
+    /// The way that connections take.
+    pub(super) fn way(&self) -> &Way {
+        &self.way
     }
 
     /// Connects and closes the connection again, to find out whether that works.
@@ -83,7 +85,7 @@ impl Access {
 
     /// Explains an error from this connection.
     pub(super) fn trouble(&self, error: &sqlx::Error) -> Trouble {
-        Trouble::of(error, &self.place)
+        Trouble::of(error, self.way.place())
     }
 
     /// Does something short on a new connection.
@@ -91,23 +93,25 @@ impl Access {
         &self,
         work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<T>>,
     ) -> Result<T, Trouble> {
-        let mut connection = self.connect().await?;
-        let done = self.answer(work(&mut connection)).await;
+        let (mut connection, place) = self.way.connect().await?;
+        let done = answer(place, work(&mut connection)).await;
         let _ = connection.close().await;
         done
     }
 
     /// Reads the state of the server and of the schema. It changes nothing, so it works on a standby, too.
     pub(super) async fn look(&self) -> Result<Found, Trouble> {
-        let place = self.place.clone();
-        self.run(move |connection| Box::pin(look_by(connection, place))).await?
+        let (mut connection, place) = self.way.connect().await?;
+        let found = answer(place, look_by(&mut connection, place)).await;
+        let _ = connection.close().await;
+        found?
     }
 
     /// Refuses a database that is read-only, or whose schema is too old.
     pub(super) async fn require_writable(&self) -> Result<(), Trouble> {
         let found = self.look().await?;
         found.schema.require_new()?;
-        if found.read_only { Err(Trouble::read_only(&self.place)) } else { Ok(()) }
+        if found.read_only { Err(Trouble::read_only(self.way.place())) } else { Ok(()) }
     }
 
     /// Refuses a database whose schema is too old to be read.
@@ -119,7 +123,7 @@ impl Access {
     pub(super) async fn migrate(&self) -> Result<(), Trouble> {
         let found = self.look().await?;
         if found.read_only {
-            return Err(Trouble::read_only(&self.place));
+            return Err(Trouble::read_only(self.way.place()));
         }
         if found.schema == SchemaState::New {
             return Ok(());
@@ -137,7 +141,7 @@ impl Access {
 
     /// Returns whether the schema is up to date now. If not, another process is updating it.
     async fn migrate_unless_locked(&self) -> Result<bool, Trouble> {
-        let mut connection = self.connect().await?;
+        let (mut connection, place) = self.way.connect().await?;
         let work = async {
             let mut transaction = connection.begin_with(BEGIN).await?;
             let locked: bool = sqlx::query_scalar("-- schema.lock\nselect pg_try_advisory_xact_lock($1)")
@@ -149,7 +153,7 @@ impl Access {
                 return Ok(Ok(false));
             }
             // another process may have done it in the meantime
-            match look_by(&mut transaction, self.place.clone()).await? {
+            match look_by(&mut transaction, place).await? {
                 Err(trouble) => return Ok(Err(trouble)),
                 Ok(Found { schema: SchemaState::New, .. }) => {}
                 Ok(Found { schema: SchemaState::Old(found), .. }) => {
@@ -160,24 +164,20 @@ impl Access {
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(Ok(true))
         };
-        let done = work.await.map_err(|error| Trouble::of(&error, &self.place))?;
+        let done = work.await.map_err(|error| Trouble::of(&error, place))?;
         let _ = connection.close().await;
         done
     }
+}
 
-    async fn connect(&self) -> Result<PgConnection, Trouble> {
-        self.answer(self.options.connect()).await
-    }
-
-    async fn answer<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, Trouble> {
-        match timeout(ANSWER_LIMIT, work).await {
-            Ok(result) => result.map_err(|error| Trouble::of(&error, &self.place)),
-            Err(_) => Err(Trouble::silence(&self.place)),
-        }
+async fn answer<T>(place: &Place, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, Trouble> {
+    match timeout(ANSWER_LIMIT, work).await {
+        Ok(result) => result.map_err(|error| Trouble::of(&error, place)),
+        Err(_) => Err(Trouble::silence(place)),
     }
 }
 
-async fn look_by(connection: &mut PgConnection, place: Place) -> sqlx::Result<Result<Found, Trouble>> {
+async fn look_by(connection: &mut PgConnection, place: &Place) -> sqlx::Result<Result<Found, Trouble>> {
     let server = sqlx::query(
         "-- schema.server
         select current_setting('server_version_num')::int, current_setting('server_encoding'),
@@ -185,7 +185,7 @@ async fn look_by(connection: &mut PgConnection, place: Place) -> sqlx::Result<Re
     )
     .fetch_one(&mut *connection)
     .await?;
-    if let Err(trouble) = judge_server(server.try_get(0)?, server.try_get(1)?, &place) {
+    if let Err(trouble) = judge_server(server.try_get(0)?, server.try_get(1)?, place) {
         return Ok(Err(trouble));
     }
     let applied: Vec<(i64, Vec<u8>)> = if server.try_get(2)? {
