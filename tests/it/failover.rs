@@ -207,6 +207,30 @@ async fn a_primary_that_becomes_read_only_is_left_by_all_connections_and_one_tha
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_was_replaced_but_not_stopped_is_left_when_its_commits_hang() {
+    let receiver = TestReceiver::start().await;
+    let (first, second, url) = pair().await;
+    let process = Process::start(serve(&url).await);
+    let api = process.api();
+    let config = api.register(&receiver.url, json!({})).await;
+    let before = api.credit(config).await;
+    api.delivery_in(&before, "completed").await;
+
+    // the first host answers as before, but waits with each commit for a standby that no longer follows it
+    second.promote().await;
+    let event = json!({"event_type": "+credit", "config_id": config, "event_id": "once", "url_params": {"event": "once"}});
+    let queue_id = eventually("the event is accepted", async || {
+        let answer = api.post("/webhooks", event.clone()).await;
+        ([200, 201].contains(&answer.status)).then(|| answer.json()["queue_id"].as_str().unwrap().to_owned())
+    })
+    .await;
+    api.delivery_in(&queue_id, "completed").await;
+    assert_eq!(receiver.arrivals().iter().filter(|arrival| arrival.uri.contains("event=once")).count(), 1);
+    let old = format!("instead of 127.0.0.1:{}: it is on timeline 1, which is older", first.port);
+    assert!(process.log().contains(&old), "{}", process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_that_are_silent_or_away_do_not_keep_a_process_from_the_primary_and_are_named() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let away = {
