@@ -33,7 +33,7 @@ pub const SETTINGS: [Setting; 16] = [
     setting(
         "DATABASE_URL",
         "",
-        "PostgreSQL 15 or newer; unset: a private one, from the binaries on this machine",
+        "PostgreSQL 15 or newer, one host or several (h1:5432,h2:5432); unset: a private one, from the binaries on this machine",
     ),
     setting(
         "LISTEN_DATABASE_URL",

@@ -2,6 +2,7 @@
 
 mod audit;
 mod cli;
+mod database_tls;
 mod delivery;
 mod documents;
 mod durability;
@@ -12,6 +13,7 @@ mod faults;
 mod hostile;
 mod isolation;
 mod leases;
+mod least_privilege;
 mod manage;
 mod outage;
 mod plans;
