@@ -15,8 +15,8 @@ use crate::application::circuits::Circuits;
 use crate::application::deliver::AttemptLimits;
 use crate::application::directory::EndpointDirectory;
 use crate::application::ports::{
-    Change, CircuitStore, Claim, Claimed, EndpointStore, HeldCircuit, Incoming, ProbeLease, Promotion, Sender,
-    Settled, StoreError, Stored, UnsuccessfulProbe, UnusedLease,
+    Change, CircuitStore, Claim, Claimed, EndpointStore, HeldCircuit, Incoming, ProbeLease, Promotion,
+    Sender, Settled, StoreError, Stored, UnsuccessfulProbe, UnusedLease,
 };
 use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::circuit::CircuitCommand;
