@@ -4,7 +4,9 @@
 CREATE OR REPLACE FUNCTION webhook_coarsen_statistics()
  RETURNS bigint
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET "TimeZone" TO 'UTC'
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
   merged bigint := 0;

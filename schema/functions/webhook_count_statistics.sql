@@ -9,7 +9,9 @@
 CREATE OR REPLACE FUNCTION webhook_count_statistics(p_transactions bigint, p_recent interval DEFAULT '00:00:00'::interval)
  RETURNS TABLE(counted bigint, caught_up boolean)
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET "TimeZone" TO 'UTC'
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 #variable_conflict use_column
 DECLARE

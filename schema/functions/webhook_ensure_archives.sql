@@ -6,8 +6,10 @@
 CREATE OR REPLACE FUNCTION webhook_ensure_archives(p_days integer)
  RETURNS integer
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET lock_timeout TO '250ms'
  SET "TimeZone" TO 'UTC'
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
   archive_day date;

@@ -6,11 +6,13 @@
 CREATE OR REPLACE FUNCTION webhook_forget_retired(p_limit integer)
  RETURNS TABLE(archive text, keys bigint, dropped boolean)
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET lock_timeout TO '250ms'
  SET enable_seqscan TO 'off'
  SET enable_hashjoin TO 'off'
  SET enable_mergejoin TO 'off'
  SET jit TO 'off'
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 #variable_conflict use_column
 DECLARE

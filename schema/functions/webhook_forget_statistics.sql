@@ -5,7 +5,9 @@
 CREATE OR REPLACE FUNCTION webhook_forget_statistics()
  RETURNS bigint
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET "TimeZone" TO 'UTC'
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
   forgotten bigint;

@@ -6,8 +6,10 @@
 CREATE OR REPLACE FUNCTION webhook_index_closed_archive()
  RETURNS boolean
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET lock_timeout TO '250ms'
  SET "TimeZone" TO 'UTC'
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
   closed text;

@@ -6,7 +6,9 @@
 CREATE OR REPLACE FUNCTION webhook_summarize_archives()
  RETURNS bigint
  LANGUAGE plpgsql
+ SECURITY DEFINER
  SET "TimeZone" TO 'UTC'
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
   written record;

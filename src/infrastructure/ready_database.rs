@@ -53,8 +53,8 @@ struct Embedded {
 impl ReadyDatabase {
     /// Prepares pools. Starts the private server if no external database is set. An external one need not be reachable yet.
     pub(super) async fn open(settings: &Settings, may_create: bool) -> anyhow::Result<Self> {
-        let (options, setting, embedded) = if let Some(options) = &settings.database {
-            (options.clone(), "DATABASE_URL", None)
+        let (hosts, setting, embedded) = if let Some(hosts) = &settings.database {
+            (hosts.clone(), "DATABASE_URL", None)
         } else {
             let options = EmbeddedOptions {
                 directory: settings.data_dir.join("postgres"),
@@ -70,16 +70,13 @@ impl ReadyDatabase {
             }
             let server = EmbeddedPostgres::start(&options).await?;
             info!("using a private PostgreSQL; open it with: {}", server.psql_command());
-            (server.connect_options(), "DATA_DIR", Some(Embedded { options, server }))
+            (server.connect_options().into(), "DATA_DIR", Some(Embedded { options, server }))
         };
-        let mut database = Database::reached_by(options.clone(), setting, settings.request_connections);
-        let listening = match settings.listen_database.clone().filter(|_| embedded.is_none()) {
-            Some(direct) => {
-                database = database.migrating_by(direct.clone());
-                Listening::new(direct, "LISTEN_DATABASE_URL")
-            }
-            None => Listening::new(options, setting),
-        };
+        let mut database = Database::reached_by(hosts, setting, settings.request_connections);
+        if let Some(direct) = settings.listen_database.clone().filter(|_| embedded.is_none()) {
+            database = database.migrating_by(direct);
+        }
+        let listening = database.listening();
         Ok(Self { database, listening, embedded, is_prepared: false })
     }
 

@@ -222,6 +222,7 @@ pub async fn run_on(
         ready.migrate(&stop, Patience::Endless).await?;
         open_api().await?;
     }
+    database.warn_of_durability_faults().await;
     let duties = application.duties;
     tasks.spawn(upkeep::run(database.clone(), settings.archive_retention, duties, stop.clone()));
     let listener = Uuid::new_v4();

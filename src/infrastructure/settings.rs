@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use config::{Config, Map, Value, ValueKind};
 use ipnet::IpNet;
-use sqlx::postgres::PgConnectOptions;
 
 use super::logs::LogFormat;
+use super::postgres::{Hosts, HostsError};
 use crate::application::workers::WorkerSettings;
 use crate::domain::endpoint_settings::TIMEOUT_MAX;
 
@@ -33,7 +33,7 @@ pub const SETTINGS: [Setting; 19] = [
     setting(
         "DATABASE_URL",
         "",
-        "PostgreSQL 15 or newer; if unset, a private one from the server programs on this machine",
+        "PostgreSQL 15 or newer, one host or several (h1:5432,h2:5432); if unset, a private one from the server programs on this machine",
     ),
     setting(
         "LISTEN_DATABASE_URL",
@@ -119,9 +119,9 @@ impl SettingsError {
 #[derive(Clone)]
 pub struct Settings {
     /// `None`: a private PostgreSQL.
-    pub database: Option<PgConnectOptions>,
+    pub database: Option<Hosts>,
     /// For wakeups and migrations, if it differs from `database`.
-    pub listen_database: Option<PgConnectOptions>,
+    pub listen_database: Option<Hosts>,
     pub request_connections: u32,
     pub data_dir: PathBuf,
     /// Where the API, health and metrics are served.
@@ -389,7 +389,7 @@ impl Source {
         if (min..=max).contains(&duration) { Ok(duration) } else { Err(fault()) }
     }
 
-    fn database(&self, name: &'static str) -> Result<Option<PgConnectOptions>, SettingsError> {
+    fn database(&self, name: &'static str) -> Result<Option<Hosts>, SettingsError> {
         let url = self.text(name)?;
         if url.is_empty() {
             return Ok(None);
@@ -404,18 +404,16 @@ impl Source {
         {
             return Err(fault(&format!("sslmode={mode:?} is not one of {}", SSL_MODES.join(", "))));
         }
-        if let Some(hosts) = url.split(['/', '?']).nth(2).and_then(|part| part.rsplit('@').next())
-            && hosts.contains(',')
-        {
-            return Err(fault("must name one host; a list of hosts, as libpq accepts it, is not supported"));
-        }
         let must_be = "must be a URL such as postgres://user:password@host:5432/database; in user and password, characters \
                        such as # / ? @ : % must be percent-encoded (# is %23)";
         // the driver drops everything after a #, so part of the password would become the host
         if url.contains('#') {
             return Err(fault(must_be));
         }
-        url.parse().map(Some).map_err(|_| fault(must_be))
+        url.parse().map(Some).map_err(|error: HostsError| match error {
+            HostsError::Malformed => fault(must_be),
+            HostsError::Contradictory(message) => fault(&message),
+        })
     }
 
     fn networks(&self, name: &'static str) -> Result<Vec<IpNet>, SettingsError> {
@@ -505,7 +503,9 @@ mod tests {
             ("DATABASE_URL", "mysql://u:s3cret@h/d"),
             ("DATABASE_URL", "postgres://u:s3cret@h:port/d"),
             ("DATABASE_URL", "postgres://u:s3cret#1@h/d"),
-            ("DATABASE_URL", "postgres://u:s3cret@h,h2/d"),
+            ("DATABASE_URL", "postgres://u:s3cret@h,h2/d?target_session_attrs=any"),
+            ("LISTEN_DATABASE_URL", "postgres://u:s3cret@h,,h2/d"),
+            ("DATABASE_URL", "postgres://u:s3cret@h:1,h2:port/d"),
             ("DATABASE_URL", "postgres://u:s3cret@h/d?sslmode=bogus"),
             ("WORKER_COUT", "3"),
             ("ARCHIVE_RETENTION", "1h"),

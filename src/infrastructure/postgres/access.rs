@@ -3,27 +3,29 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 
+use super::primary::Way;
 use super::trouble::{Place, Trouble};
 
-/// How long it may take to connect, or to read the version of the schema.
+/// How long it may take to read the version of the schema.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A direct connection to a database, made when it is needed.
 #[derive(Debug, Clone)]
 pub(super) struct Access {
-    options: PgConnectOptions,
-    pub(super) place: Place,
+    way: Way,
 }
 
 impl Access {
-    /// `options` is the value of the setting with the name `setting`.
-    pub(super) fn new(options: PgConnectOptions, setting: &'static str) -> Self {
-        let place = Place::of(&options, setting);
-        Self { options, place }
+    pub(super) fn new(way: Way) -> Self {
+        Self { way }
+    }
+
+    /// The way that connections take.
+    pub(super) fn way(&self) -> &Way {
+        &self.way
     }
 
     /// Connects and closes the connection again, to find out whether that works.
@@ -33,7 +35,7 @@ impl Access {
 
     /// Explains an error from this connection.
     pub(super) fn trouble(&self, error: &sqlx::Error) -> Trouble {
-        Trouble::of(error, &self.place)
+        Trouble::of(error, self.way.place())
     }
 
     /// Does something short on a new connection.
@@ -41,21 +43,20 @@ impl Access {
         &self,
         work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, sqlx::Result<T>>,
     ) -> Result<T, Trouble> {
-        let mut connection = self.connect().await?;
-        let done = self.answer(work(&mut connection)).await;
+        let (mut connection, place) = self.way.connect().await?;
+        let done = answer(place, work(&mut connection)).await;
         let _ = connection.close().await;
         done
     }
+}
 
-    /// A new connection.
-    pub(super) async fn connect(&self) -> Result<PgConnection, Trouble> {
-        self.answer(self.options.connect()).await
-    }
-
-    async fn answer<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, Trouble> {
-        match timeout(ANSWER_LIMIT, work).await {
-            Ok(result) => result.map_err(|error| Trouble::of(&error, &self.place)),
-            Err(_) => Err(Trouble::silence(&self.place)),
-        }
+/// Waits for what a connection to `place` does, as long as something short may take.
+pub(super) async fn answer<T>(
+    place: &Place,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> Result<T, Trouble> {
+    match timeout(ANSWER_LIMIT, work).await {
+        Ok(result) => result.map_err(|error| Trouble::of(&error, place)),
+        Err(_) => Err(Trouble::silence(place)),
     }
 }

@@ -29,7 +29,7 @@ impl Access {
     pub(super) async fn migrate(&self) -> Result<(), Trouble> {
         let found = self.look().await?;
         if found.read_only {
-            return Err(Trouble::read_only(&self.place));
+            return Err(Trouble::read_only(self.way().place()));
         }
         if found.schema == SchemaState::New {
             return Ok(());
@@ -47,7 +47,7 @@ impl Access {
 
     /// Returns whether the schema is up to date now. If not, another process is updating it.
     async fn migrate_unless_locked(&self) -> Result<bool, Trouble> {
-        let mut connection = self.connect().await?;
+        let (mut connection, place) = self.way().connect().await?;
         let work = async {
             let mut transaction = connection.begin_with(BEGIN).await?;
             let locked: bool = sqlx::query_scalar("-- schema.lock\nselect pg_try_advisory_xact_lock($1)")
@@ -59,7 +59,7 @@ impl Access {
                 return Ok(Ok(false));
             }
             // another process may have done it in the meantime
-            match look_by(&mut transaction, self.place.clone()).await? {
+            match look_by(&mut transaction, place).await? {
                 Err(trouble) => return Ok(Err(trouble)),
                 Ok(Found { schema: SchemaState::New, .. }) => {}
                 Ok(Found { schema: SchemaState::Old(found), .. }) => {
@@ -70,7 +70,7 @@ impl Access {
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(Ok(true))
         };
-        let done = work.await.map_err(|error| Trouble::of(&error, &self.place))?;
+        let done = work.await.map_err(|error| Trouble::of(&error, place))?;
         let _ = connection.close().await;
         done
     }

@@ -5,13 +5,16 @@ mod api_keys;
 mod circuits;
 mod delivery_queue;
 mod delivery_records;
+mod durability;
 mod endpoints;
 mod errors;
 mod floors;
+mod hosts;
 mod migration;
 mod notifications;
 mod operators;
 mod pool;
+mod primary;
 mod reason;
 mod schema;
 mod trouble;
@@ -26,6 +29,7 @@ use sqlx::ConnectOptions as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::Semaphore;
 
+pub use hosts::{Hosts, HostsError};
 pub use notifications::{Listening, announce_ready, listen_for_ready, tell_ready};
 pub use schema::MIGRATIONS;
 pub use trouble::Trouble;
@@ -34,6 +38,7 @@ use self::access::Access;
 use self::errors::is_missing_table;
 use self::floors::KnownFloors;
 use self::pool::Pool;
+use self::primary::Way;
 use self::reason::Reason;
 use self::within::within;
 use self::writability::Writability;
@@ -64,18 +69,18 @@ pub struct Database {
 
 impl Database {
     /// Makes no connection yet, so this does not fail if the database is away.
-    pub fn new(options: PgConnectOptions, request_connections: u32) -> Self {
-        Self::reached_by(options, "DATABASE_URL", request_connections)
+    pub fn new(hosts: impl Into<Hosts>, request_connections: u32) -> Self {
+        Self::reached_by(hosts, "DATABASE_URL", request_connections)
     }
 
     /// Like [`Database::new`]. `setting` is the name of the setting that error texts point to.
-    pub fn reached_by(options: PgConnectOptions, setting: &'static str, request_connections: u32) -> Self {
-        let options = ours(options);
-        let access = Access::new(options.clone(), setting);
+    pub fn reached_by(hosts: impl Into<Hosts>, setting: &'static str, request_connections: u32) -> Self {
+        let way = Way::new(hosts.into(), setting);
+        let access = Access::new(way.clone());
         let reason = Reason::new(access.clone());
-        let engine = Pool::new(options.clone(), ENGINE_CONNECTIONS, reason.clone());
+        let engine = Pool::new(way.clone(), ENGINE_CONNECTIONS, reason.clone());
         Self {
-            requests: Pool::new(options, request_connections, reason.clone()),
+            requests: Pool::new(way, request_connections, reason.clone()),
             writability: Writability::new(engine.clone(), access.clone()),
             engine,
             direct: access.clone(),
@@ -88,9 +93,14 @@ impl Database {
 
     /// Uses direct connections for migrations, with the value of `LISTEN_DATABASE_URL`.
     #[must_use]
-    pub fn migrating_by(mut self, options: PgConnectOptions) -> Self {
-        self.direct = Access::new(ours(options), "LISTEN_DATABASE_URL");
+    pub fn migrating_by(mut self, hosts: impl Into<Hosts>) -> Self {
+        self.direct = Access::new(Way::new(hosts.into(), "LISTEN_DATABASE_URL"));
         self
+    }
+
+    /// The way for wakeups: direct, if there is a setting for that.
+    pub fn listening(&self) -> Listening {
+        Listening::new(self.direct.way().clone())
     }
 
     /// Brings the schema up to date. If it is up to date, nothing is locked or written. Several processes may call it at once.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::primary::Way;
 use super::within::within;
 use super::{Database, REQUEST_LIMIT};
 use crate::application::ports::StoreError;
@@ -67,32 +68,30 @@ pub async fn tell_ready(database: &Database, except: Option<Uuid>) -> Result<(),
 /// How to reach a database for wakeups.
 #[derive(Debug, Clone)]
 pub struct Listening {
-    options: PgConnectOptions,
-    setting: &'static str,
+    way: Way,
 }
 
 impl Listening {
-    /// `options` is the value of the setting with the name `setting`.
-    pub fn new(options: PgConnectOptions, setting: &'static str) -> Self {
-        Self { options: super::ours(options), setting }
+    pub(super) fn new(way: Way) -> Self {
+        Self { way }
     }
+}
 
-    /// Whether there is a pooler in between that moves sessions between connections. Such a session must not listen: its
-    /// notifications would reach whichever connection uses it at that moment, as a message that nobody expects.
-    async fn is_pooled(&self) -> sqlx::Result<bool> {
-        let mut one = self.options.connect().await?;
-        let mut other = self.options.connect().await?;
-        let mut pids = [HashSet::new(), HashSet::new()];
-        for _ in 0..PID_LOOKS {
-            pids[0].insert(session(&mut one).await?);
-            pids[1].insert(session(&mut other).await?);
-        }
-        for connection in [one, other] {
-            connection.close().await?;
-        }
-        // without a pooler, each connection has one session, and no other connection has the same
-        Ok(pids.iter().any(|pids| pids.len() > 1) || pids[0] == pids[1])
+/// Whether there is a pooler in between that moves sessions between connections. Such a session must not listen: its
+/// notifications would reach whichever connection uses it at that moment, as a message that nobody expects.
+async fn is_pooled(options: &PgConnectOptions) -> sqlx::Result<bool> {
+    let mut one = options.connect().await?;
+    let mut other = options.connect().await?;
+    let mut pids = [HashSet::new(), HashSet::new()];
+    for _ in 0..PID_LOOKS {
+        pids[0].insert(session(&mut one).await?);
+        pids[1].insert(session(&mut other).await?);
     }
+    for connection in [one, other] {
+        connection.close().await?;
+    }
+    // without a pooler, each connection has one session, and no other connection has the same
+    Ok(pids.iter().any(|pids| pids.len() > 1) || pids[0] == pids[1])
 }
 
 async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
@@ -107,7 +106,7 @@ pub async fn listen_for_ready(way: Listening, listener: Uuid, wakeup: Arc<Wakeup
     while !stop.is_cancelled() {
         let result = tokio::select! {
             () = stop.cancelled() => return,
-            result = listen_until_lost(&way, &own, &wakeup) => result,
+            result = listen_until_lost(&way.way, &own, &wakeup) => result,
         };
         let mut again = RECONNECT_AFTER;
         match result {
@@ -117,7 +116,7 @@ pub async fn listen_for_ready(way: Listening, listener: Uuid, wakeup: Arc<Wakeup
                     warn!(
                         "{} leads to a pooler that keeps no sessions: no wakeups from other processes, whose events wait for \
                          the next poll (WORKER_POLL_INTERVAL); set LISTEN_DATABASE_URL to a direct connection",
-                        way.setting
+                        way.way.setting()
                     );
                 }
             }
@@ -141,19 +140,31 @@ enum Ended {
 }
 
 /// Returns `None` behind a pooler.
-async fn begin_to_listen(way: &Listening) -> sqlx::Result<Option<PgListener>> {
-    if way.is_pooled().await? {
+async fn begin_to_listen(options: &PgConnectOptions) -> sqlx::Result<Option<PgListener>> {
+    if is_pooled(options).await? {
         return Ok(None);
     }
-    let pool = PgPoolOptions::new().max_connections(1).connect_with(way.options.clone()).await?;
+    let pool = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
     Ok(Some(listener))
 }
 
-async fn listen_until_lost(way: &Listening, own: &str, wakeup: &Wakeup) -> sqlx::Result<Ended> {
+/// Returns, too, when another host of the database is used.
+async fn listen_until_lost(way: &Way, own: &str, wakeup: &Wakeup) -> sqlx::Result<Ended> {
+    let used = way.wait_for_used().await;
+    tokio::select! {
+        () = way.left(used) => Ok(Ended::Lost),
+        ended = listen_to(way.options(used), own, wakeup) => {
+            way.doubt(used);
+            ended
+        }
+    }
+}
+
+async fn listen_to(options: &PgConnectOptions, own: &str, wakeup: &Wakeup) -> sqlx::Result<Ended> {
     let listener =
-        timeout(CONNECT_LIMIT, begin_to_listen(way)).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        timeout(CONNECT_LIMIT, begin_to_listen(options)).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
     let Some(mut listener) = listener else { return Ok(Ended::Pooled) };
     // announcements from before the connection was listening are lost, so the claimer looks once
     wakeup.wake_claimer();

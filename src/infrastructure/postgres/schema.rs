@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use sqlx::migrate::Migrator;
-use sqlx::{PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 
-use super::access::Access;
+use super::access::{Access, answer};
 use super::trouble::{Place, Trouble, judge_server};
 
 /// The schema, in order.
@@ -46,15 +46,17 @@ pub(super) fn newest() -> i64 {
 impl Access {
     /// Reads the state of the server and of the schema. It changes nothing, so it works on a standby, too.
     pub(super) async fn look(&self) -> Result<Found, Trouble> {
-        let place = self.place.clone();
-        self.run(move |connection| Box::pin(look_by(connection, place))).await?
+        let (mut connection, place) = self.way().connect().await?;
+        let found = answer(place, look_by(&mut connection, place)).await;
+        let _ = connection.close().await;
+        found?
     }
 
     /// Refuses a database that is read-only, or whose schema is too old.
     pub(super) async fn require_writable(&self) -> Result<(), Trouble> {
         let found = self.look().await?;
         found.schema.require_new()?;
-        if found.read_only { Err(Trouble::read_only(&self.place)) } else { Ok(()) }
+        if found.read_only { Err(Trouble::read_only(self.way().place())) } else { Ok(()) }
     }
 
     /// Refuses a database whose schema is too old to be read.
@@ -65,7 +67,7 @@ impl Access {
 
 pub(super) async fn look_by(
     connection: &mut PgConnection,
-    place: Place,
+    place: &Place,
 ) -> sqlx::Result<Result<Found, Trouble>> {
     let server = sqlx::query(
         "-- schema.server
@@ -74,7 +76,7 @@ pub(super) async fn look_by(
     )
     .fetch_one(&mut *connection)
     .await?;
-    if let Err(trouble) = judge_server(server.try_get(0)?, server.try_get(1)?, &place) {
+    if let Err(trouble) = judge_server(server.try_get(0)?, server.try_get(1)?, place) {
         return Ok(Err(trouble));
     }
     let applied: Vec<(i64, Vec<u8>)> = if server.try_get(2)? {

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use rustls::CertificateError;
 use sqlx::postgres::PgConnectOptions;
 
 /// The oldest supported version, in the format of `server_version_num`.
@@ -113,6 +114,11 @@ impl Trouble {
         ))
     }
 
+    /// None of several hosts accepts writes. `reasons` says why, for each.
+    pub(super) fn no_primary(setting: &'static str, reasons: &str, passes: bool) -> Self {
+        Self { sentence: format!("no host in {setting} accepts writes: {reasons}"), passes }
+    }
+
     pub(super) fn silence(place: &Place) -> Self {
         let Place { setting, address, .. } = place;
         Self::passing(format!(
@@ -121,7 +127,33 @@ impl Trouble {
     }
 }
 
-fn io_sentence(error: &std::io::Error, Place { setting, address, .. }: &Place) -> String {
+/// Why the certificate of the server was not accepted; the driver reports that as an error of the connection.
+fn certificate_sentence(error: &std::io::Error, Place { setting, address, .. }: &Place) -> Option<String> {
+    let rustls::Error::InvalidCertificate(fault) = error.get_ref()?.downcast_ref()? else { return None };
+    Some(match fault {
+        CertificateError::UnknownIssuer => format!(
+            "the certificate of PostgreSQL at {address} was issued by no authority that is trusted here: name its authority \
+             in {setting} by sslrootcert=/path/to/ca.pem"
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
+            "the certificate of PostgreSQL at {address} is for another name: write the host in {setting} as the certificate \
+             names it, or give the server another certificate"
+        ),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("the certificate of PostgreSQL at {address} has expired: give the server a new one")
+        }
+        other => format!(
+            "the certificate of PostgreSQL at {address} is not accepted ({other}); sslmode and sslrootcert in {setting} \
+             decide about it"
+        ),
+    })
+}
+
+fn io_sentence(error: &std::io::Error, place: &Place) -> String {
+    if let Some(sentence) = certificate_sentence(error, place) {
+        return sentence;
+    }
+    let Place { setting, address, .. } = place;
     match error.kind() {
         ErrorKind::ConnectionRefused => format!(
             "nothing listens at {address}: start PostgreSQL there, or correct host and port in {setting}"
@@ -167,6 +199,11 @@ impl Place {
         let user = options.get_username().to_owned();
         let database = options.get_database().unwrap_or(&user).to_owned();
         Self { setting, address, user, database }
+    }
+
+    /// Host and port, or the path of a socket.
+    pub(super) fn address(&self) -> &str {
+        &self.address
     }
 }
 

@@ -26,10 +26,14 @@ macro_rules! within {
                     $crate::infrastructure::postgres::within::Guarded { connection, finished: false };
                 match tokio::time::timeout($limit, $work).await {
                     Ok(result) => {
-                        $connection.finished = true;
+                        // a session that may not write is of no use to anybody: a new one may
+                        $connection.finished = !$pool.heed(result.as_ref().err());
                         result.map_err($crate::infrastructure::postgres::errors::store_error)
                     }
-                    Err(_) => Err($crate::infrastructure::postgres::errors::no_answer()),
+                    Err(_) => {
+                        $pool.heed(Some(&sqlx::Error::PoolTimedOut));
+                        Err($crate::infrastructure::postgres::errors::no_answer())
+                    }
                 }
             }
         }

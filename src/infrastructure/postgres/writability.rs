@@ -82,6 +82,8 @@ impl Writability {
             *last = Some((Instant::now(), outcome.clone()));
             return outcome;
         }
+        // of several hosts, one may have been promoted in place of this one
+        self.engine.heed(Some(&sqlx::Error::PoolTimedOut));
         let waited = check.begun.elapsed();
         if waited >= GIVE_UP_AFTER {
             // this closes the connection; the session may still wait in the server, so it is ended there

@@ -1,5 +1,6 @@
 //! What tests stand on.
 
+pub mod cluster;
 pub mod disk;
 pub mod postgres;
 pub mod process;
