@@ -8,8 +8,8 @@ use tracing::info;
 use super::directory::EndpointDirectory;
 use super::ports::{CircuitStore, EndpointStore, StoreError};
 use super::wakeup::Wakeup;
-use crate::domain::address::AddressPolicy;
 use crate::domain::circuit::CircuitState;
+use crate::domain::egress::Egress;
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl};
 use crate::domain::endpoint_settings::{EndpointParts, EndpointSettings};
 use crate::domain::invalid::{Faults, Invalid};
@@ -39,7 +39,7 @@ pub struct ManageEndpoints {
     store: Arc<dyn EndpointStore>,
     circuits: Arc<dyn CircuitStore>,
     directory: Arc<EndpointDirectory>,
-    addresses: AddressPolicy,
+    egress: Egress,
     timeout_max: Duration,
     wakeup: Arc<Wakeup>,
 }
@@ -50,11 +50,11 @@ impl ManageEndpoints {
         store: Arc<dyn EndpointStore>,
         circuits: Arc<dyn CircuitStore>,
         directory: Arc<EndpointDirectory>,
-        addresses: AddressPolicy,
+        egress: Egress,
         timeout_max: Duration,
         wakeup: Arc<Wakeup>,
     ) -> Self {
-        Self { store, circuits, directory, addresses, timeout_max, wakeup }
+        Self { store, circuits, directory, egress, timeout_max, wakeup }
     }
 
     /// The longest time limit that an endpoint may set.
@@ -73,7 +73,7 @@ impl ManageEndpoints {
         let timeout_ms = parts.timeout_ms;
         let settings = EndpointSettings::parse(parts)?;
         self.check_timeout(timeout_ms)?;
-        self.check_addresses(&settings.urls().collect::<Vec<_>>())?;
+        self.check_urls(&settings.urls().collect::<Vec<_>>())?;
         Ok(self.store.register(&settings).await?)
     }
 
@@ -104,7 +104,7 @@ impl ManageEndpoints {
             let current = self.show(id).await?;
             let settings = current.settings.changed(parts.clone())?;
             self.check_timeout(parts.timeout_ms)?;
-            self.check_addresses(&settings.urls_that_differ(&current.settings))?;
+            self.check_urls(&settings.urls_that_differ(&current.settings))?;
             if let Some(changed) = self.store.change(id, current.updated_at, &settings, command).await? {
                 self.directory.current(id).await?;
                 if let Some(command) = command {
@@ -155,11 +155,11 @@ impl ManageEndpoints {
         }
     }
 
-    /// Refuses IP addresses that the sender would refuse. Host names are checked at each attempt.
-    fn check_addresses(&self, urls: &[(&'static str, &EndpointUrl)]) -> Result<(), Invalid> {
+    /// Refuses URLs that the sender would refuse. Host names are checked at each attempt.
+    fn check_urls(&self, urls: &[(&'static str, &EndpointUrl)]) -> Result<(), Invalid> {
         let mut faults = Faults::default();
         for (field, url) in urls {
-            if let Err(forbidden) = self.addresses.check_literal(url.url()) {
+            if let Err(forbidden) = self.egress.check(url.url()) {
                 faults.push(*field, forbidden.to_string());
             }
         }

@@ -8,6 +8,7 @@ pub mod address;
 pub mod attempt;
 pub mod circuit;
 pub mod delivery;
+pub mod egress;
 pub mod endpoint;
 pub mod endpoint_settings;
 pub mod event;

@@ -29,7 +29,6 @@ use crate::application::manage_endpoints::ManageEndpoints;
 use crate::application::wakeup::Wakeup;
 use crate::application::workers::WorkerPool;
 use crate::application::workers::ledger::Ledger;
-use crate::domain::address::AddressPolicy;
 
 /// How long an enqueue may take before the API answers with 503.
 const ENQUEUE_PATIENCE: Duration = Duration::from_millis(1800);
@@ -94,7 +93,6 @@ impl Application {
             workers.clone(),
             ENQUEUE_PATIENCE,
         ));
-        let addresses = AddressPolicy::new(settings.egress_allow.clone());
         let api = Api {
             enqueue: enqueue.clone(),
             deliveries: Arc::new(ManageDeliveries::new(
@@ -108,7 +106,7 @@ impl Application {
                 store.clone(),
                 store,
                 directory,
-                addresses,
+                settings.egress(),
                 settings.http_timeout,
                 wakeup.clone(),
             )),
@@ -129,7 +127,8 @@ fn worker_pool(
         timeout: settings.http_timeout,
         response_bytes_max: settings.response_bytes_max,
         idle_connections_max: settings.workers.leases_max(),
-        addresses: AddressPolicy::new(settings.egress_allow.clone()),
+        egress: settings.egress(),
+        name_servers: settings.name_servers.clone(),
     })?;
     let circuits = Circuits::new(store.clone(), wakeup.clone());
     let ledger = Ledger::new(settings.workers.leases_max(), wakeup.clone());

@@ -4,6 +4,7 @@ mod audit;
 mod cli;
 mod delivery;
 mod documents;
+mod egress;
 mod embedded_postgres;
 mod enqueue;
 mod faults;

@@ -8,6 +8,7 @@ mod tests;
 mod time_limit;
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,9 +30,10 @@ use self::departure::{Departure, NoBody};
 use self::errors::{describe, is_own_fault};
 use self::time_limit::{Over, TimeLimit};
 use crate::application::ports::Sender;
-use crate::domain::address::{AddressPolicy, ForbiddenAddress};
+use crate::domain::address::ForbiddenAddress;
 use crate::domain::attempt::{Answer, AttemptOutcome};
 use crate::domain::delivery::LeasedDelivery;
+use crate::domain::egress::{Egress, Forbidden};
 use crate::domain::endpoint::Endpoint;
 
 /// How long a connection is kept for the next request to the same host.
@@ -51,8 +53,10 @@ pub struct SenderSettings {
     pub response_bytes_max: usize,
     /// How many idle connections to one host are kept.
     pub idle_connections_max: usize,
-    /// Which addresses may be called.
-    pub addresses: AddressPolicy,
+    /// Where requests may go.
+    pub egress: Egress,
+    /// The name servers to ask; empty: those of the system.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
@@ -80,8 +84,8 @@ impl HttpSender {
     /// address that nobody checked, and it resends only what was never written to a connection. `docs/experiments.md` says
     /// what reqwest would cost.
     pub fn new(settings: SenderSettings) -> anyhow::Result<Self> {
-        let mut connector =
-            HttpConnector::new_with_resolver(GuardedResolver::new(settings.addresses.clone())?);
+        let resolver = GuardedResolver::new(settings.egress.addresses().clone(), &settings.name_servers)?;
+        let mut connector = HttpConnector::new_with_resolver(resolver);
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_LIMIT.min(settings.timeout)));
         connector.set_nodelay(true);
@@ -110,7 +114,7 @@ impl HttpSender {
             .webhook_url
             .parse()
             .map_err(|error| NoAnswer::Failed(format!("the URL is not valid: {error}")))?;
-        self.check_literal(&url).map_err(|forbidden| NoAnswer::NotSent(forbidden.to_string()))?;
+        self.check(&url).map_err(|forbidden| NoAnswer::NotSent(forbidden.to_string()))?;
         if let Some(fault) = self.tls_fault.as_ref().filter(|_| url.scheme_str() == Some("https")) {
             return Err(NoAnswer::NotSent(fault.clone()));
         }
@@ -133,13 +137,11 @@ impl HttpSender {
         Ok(Answer { status, body, retry_after, broken_off })
     }
 
-    /// Refuses a host that is an address which must not be called; names are checked when they are resolved.
-    fn check_literal(&self, url: &Uri) -> Result<(), ForbiddenAddress> {
+    /// Refuses a URL that no setting allows, as an older row may have one; names are checked when they are resolved.
+    fn check(&self, url: &Uri) -> Result<(), Forbidden> {
         let host = url.host().unwrap_or_default();
-        match host.trim_start_matches('[').trim_end_matches(']').parse() {
-            Ok(address) => self.settings.addresses.check(address),
-            Err(_) => Ok(()),
-        }
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+        self.settings.egress.check_parts(url.scheme_str().unwrap_or_default(), url.port_u16(), address)
     }
 
     /// Reads no more than is kept; answers what came, and why it is not all. Text that PostgreSQL cannot store is replaced.

@@ -1,5 +1,6 @@
 //! What tests stand on.
 
+pub mod name_server;
 pub mod postgres;
 pub mod process;
 pub mod receiver;
