@@ -9,7 +9,7 @@ CREATE TABLE webhook_statistics (
     duration_ms integer NOT NULL,
     occurrences bigint NOT NULL,
     duration_total_ms bigint NOT NULL,
-    CONSTRAINT "a fact is a final status or a kind of attempt" CHECK ((fact = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'attempt'::text, 'retry'::text])))
+    CONSTRAINT "a fact is a final status, a kind of attempt, or a kind of error" CHECK (((fact = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'attempt'::text, 'retry'::text])) OR starts_with(fact, 'error_'::text)))
 );
 
 COMMENT ON TABLE webhook_statistics IS 'Terminal deliveries and their attempts, counted. What is not counted yet is in the archives from webhook_statistics_progress on.';
@@ -18,7 +18,7 @@ COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all toget
 
 COMMENT ON COLUMN webhook_statistics.period_start IS 'When the period began that the delivery became terminal in.';
 
-COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled: a delivery; attempt or retry: a first attempt or a later one.';
+COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled: a delivery; attempt or retry: a first attempt or a later one; error_ and a kind: an attempt with an error of this kind.';
 
 COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of those attempts, to three significant digits; -1 where there is none.';
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use url::Url;
 
 use super::address::{AddressPolicy, ForbiddenAddress};
+use super::error_kind::ErrorKind;
 
 /// Ports of other protocols, whose servers might take a request for a command. Browsers refuse them, too.
 /// <https://fetch.spec.whatwg.org/#port-blocking>
@@ -35,6 +36,17 @@ pub enum Forbidden {
     /// The URL is not https.
     #[error("must begin with https://, because HTTPS_ONLY is set")]
     NotHttps,
+}
+
+impl Forbidden {
+    /// The reason in a word.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Address(_) => ErrorKind::AddressNotAllowed,
+            Self::Port(_) => ErrorKind::PortNotAllowed,
+            Self::NotHttps => ErrorKind::HttpsRequired,
+        }
+    }
 }
 
 impl Egress {

@@ -126,7 +126,16 @@ async fn a_name_that_resolves_slowly_or_to_many_addresses_or_to_none_ends_in_tim
         let config = service.api.register(&url, json!({"max_retries": 0, "timeout_ms": timeout_ms})).await;
         let queue_id = service.api.credit(config).await;
         let ended = service.api.delivery_in(&queue_id, status).await;
-        assert_eq!(ended["attempts"][0]["error"], json!(error), "{name}");
+        let attempt = &ended["attempts"][0];
+        assert_eq!(attempt["error"], json!(error), "{name}");
+        let kind = match name {
+            "slow.example" | "many.example" => None,
+            "silent.example" => Some("timeout"),
+            _ => Some("dns"),
+        };
+        assert_eq!(attempt["error_kind"], json!(kind), "{name}");
+        let address = kind.is_none().then(|| format!("{ALLOWED}:{}", receivers.port));
+        assert_eq!(attempt["remote_address"], json!(address), "{name}");
     }
     assert_eq!(receivers.counts(), (2, 0));
     service.stop().await;

@@ -18,6 +18,7 @@ use webhook_processor::domain::delivery::{
 };
 use webhook_processor::domain::endpoint::EndpointId;
 use webhook_processor::domain::event::{Event, EventParts};
+use webhook_processor::domain::evidence::Evidence;
 use webhook_processor::domain::retry::Verdict;
 use webhook_processor::infrastructure::postgres::Database;
 use webhook_processor::infrastructure::service::Role;
@@ -68,6 +69,7 @@ fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
             body: "ok".into(),
             retry_after: None,
             broken_off: None,
+            evidence: Evidence::default(),
         }),
         verdict: Verdict::Completed,
     }

@@ -1,5 +1,6 @@
 //! Behaviour, tested through the front door: a real PostgreSQL, a database a test, and real receivers.
 
+mod attempts;
 mod audit;
 mod cli;
 mod delivery;
@@ -9,6 +10,7 @@ mod embedded_postgres;
 mod enqueue;
 mod faults;
 mod hostile;
+mod hostile_http2;
 mod isolation;
 mod leases;
 mod manage;

@@ -19,6 +19,8 @@ use crate::application::ports::{
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, DeliveryState, DeliveryStatus, Priority, QueueId};
 use crate::domain::endpoint::EndpointId;
+use crate::domain::error_kind::ErrorKind;
+use crate::domain::evidence::Evidence;
 use crate::domain::retry::RETRIES_MAX;
 use crate::domain::statistics::{DurationCounts, HeldBy};
 
@@ -108,6 +110,7 @@ impl DeliveryRecords for Database {
                 Fact::Completed => statistics.completed += occurrences,
                 Fact::Failed => statistics.failed += occurrences,
                 Fact::Cancelled => statistics.cancelled += occurrences,
+                Fact::Error(kind) => *statistics.errors.entry(kind).or_default() += occurrences,
                 Fact::Attempt { is_retry } => {
                     statistics.attempts += occurrences;
                     if is_retry {
@@ -171,6 +174,7 @@ enum Fact {
     Failed,
     Cancelled,
     Attempt { is_retry: bool },
+    Error(ErrorKind),
 }
 
 /// What an open delivery waits for, as `webhook_open_deliveries` names it.
@@ -197,7 +201,10 @@ impl FromStr for Fact {
             "cancelled" => Self::Cancelled,
             "attempt" => Self::Attempt { is_retry: false },
             "retry" => Self::Attempt { is_retry: true },
-            open => Self::Open(open.parse()?),
+            other => match other.strip_prefix("error_") {
+                Some(kind) => Self::Error(kind.parse().map_err(|_| UnknownFact(name.to_owned()))?),
+                None => Self::Open(other.parse()?),
+            },
         })
     }
 }
@@ -445,6 +452,15 @@ impl FromRow<'_, PgRow> for DeliveryRow {
                 http_status: row.try_get(column("http_status").as_str())?,
                 response_body: row.try_get(column("response_body").as_str())?,
                 error: row.try_get(column("error").as_str())?,
+                error_kind: row
+                    .try_get::<Option<&str>, _>(column("error_kind").as_str())?
+                    .map(str::parse)
+                    .transpose()
+                    .map_err(undecodable)?,
+                evidence: row
+                    .try_get::<Option<Json<Evidence>>, _>(column("evidence").as_str())?
+                    .map(|Json(evidence)| evidence)
+                    .unwrap_or_default(),
             });
         }
         let probes: Option<Json<Vec<ProbeRow>>> = row.try_get("probes")?;
@@ -496,6 +512,8 @@ struct ProbeRow {
     http_status: Option<i16>,
     response_body: Option<String>,
     error: Option<String>,
+    error_kind: Option<ErrorKind>,
+    evidence: Option<Evidence>,
 }
 
 impl From<ProbeRow> for Attempt {
@@ -509,6 +527,8 @@ impl From<ProbeRow> for Attempt {
             http_status: row.http_status,
             response_body: row.response_body,
             error: row.error,
+            error_kind: row.error_kind,
+            evidence: row.evidence.unwrap_or_default(),
         }
     }
 }

@@ -15,6 +15,7 @@ use hyper_util::client::legacy::connect::dns::Name;
 use tower::Service;
 
 use super::errors::UnresolvedName;
+use super::whereabouts;
 use crate::domain::address::{AddressPolicy, ForbiddenAddress};
 
 /// Resolves names by DNS servers and the hosts file, without blocking a thread.
@@ -58,6 +59,9 @@ impl Service<Name> for GuardedResolver {
             if allowed.is_empty() {
                 return Err(UnresolvedName::without_address(name.as_str()).into());
             }
+            // of several, nobody can know which one is tried last
+            let only = if let [only] = allowed.as_slice() { Some(only.ip()) } else { None };
+            whereabouts::note(only);
             Ok(allowed.into_iter())
         })
     }
