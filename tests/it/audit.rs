@@ -656,7 +656,7 @@ async fn impossible_rows_are_refused() {
             config("circuit_state = 'half_open', circuit_reason = 'r'"),
         ),
         (
-            "a fact is a final status or a kind of attempt",
+            "a fact is a final status, a kind of attempt, or a kind of error",
             "insert into webhook_statistics values (0, now(), 'pending', -1, 1, 0)".to_owned(),
         ),
         (
