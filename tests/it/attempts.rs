@@ -103,8 +103,8 @@ async fn an_attempt_keeps_where_it_went_and_what_came_back_also_once_another_has
 #[tokio::test]
 async fn however_many_headers_a_receiver_sends_few_are_kept() {
     let service = service(&[]).await;
-    let flood: String = (0..90).map(|n| format!("x-{n}: {}\r\n", "y".repeat(50 * n))).collect();
-    let url = receiver(vec![answer("200 OK", &flood, "")]).await;
+    let flood: Vec<String> = (0..90).map(|n| format!("x-{n}: {}\r\n", "y".repeat(50 * n))).collect();
+    let url = receiver(vec![answer("200 OK", &flood.concat(), "")]).await;
     let attempts = attempts_at(&service, &url, json!({}), "completed").await;
     let headers = attempts[0]["response_headers"].as_object().unwrap();
     let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.as_str().unwrap().len()).sum();

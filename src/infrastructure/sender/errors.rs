@@ -67,21 +67,25 @@ pub fn kind_of(error: &(dyn Error + 'static)) -> ErrorKind {
     let causes: Vec<_> = iter::successors(Some(error), |&cause| cause.source()).collect();
     let any = |is: fn(&(dyn Error + 'static)) -> bool| causes.iter().any(|cause| is(*cause));
     let io_kinds = || causes.iter().filter_map(|cause| io_kind(*cause));
-    if any(|cause| cause.is::<ForbiddenAddress>()) {
+    if any(is::<ForbiddenAddress>) {
         ErrorKind::AddressNotAllowed
-    } else if any(|cause| cause.is::<UnresolvedName>()) {
+    } else if any(is::<UnresolvedName>) {
         ErrorKind::Dns
     } else if any(|cause| tls_error(cause).is_some()) {
         ErrorKind::Tls
-    } else if any(|cause| cause.is::<CalledOff>()) || io_kinds().any(|kind| kind == io::ErrorKind::TimedOut) {
+    } else if any(is::<CalledOff>) || io_kinds().any(|kind| kind == io::ErrorKind::TimedOut) {
         ErrorKind::Timeout
-    } else if any(|cause| cause.is::<Unconnected>()) {
+    } else if any(is::<Unconnected>) {
         ErrorKind::Connect
     } else if any(is_early_end) || io_kinds().any(|kind| EARLY_ENDS.contains(&kind)) {
         ErrorKind::Reset
     } else {
         ErrorKind::Protocol
     }
+}
+
+fn is<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    error.is::<T>()
 }
 
 /// How the end of a connection is reported that came too early.
