@@ -10,7 +10,9 @@ use super::errors::inconsistent;
 use super::operators::record;
 use super::within::within;
 use super::{Database, REQUEST_LIMIT, from_micros};
-use crate::application::ports::{Change, CircuitStore, HeldCircuit, ProbeLease, StoreError, UnsuccessfulProbe};
+use crate::application::ports::{
+    Change, CircuitStore, HeldCircuit, ProbeLease, StoreError, UnsuccessfulProbe,
+};
 use crate::domain::circuit::Circuit;
 use crate::domain::endpoint::EndpointId;
 use crate::domain::invalid::Invalid;

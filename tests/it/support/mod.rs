@@ -1,6 +1,7 @@
 //! What tests stand on.
 
 pub mod disk;
+pub mod name_server;
 pub mod postgres;
 pub mod process;
 pub mod raw_receiver;
