@@ -37,13 +37,13 @@ CREATE TABLE webhook_queue (
   status_reason text,
   settled_in bigint,
   deleted_at timestamptz,
-  retry_0_started_at timestamptz, retry_0_completed_at timestamptz, retry_0_duration_ms int, retry_0_http_status smallint, retry_0_response_body text, retry_0_error text,
-  retry_1_started_at timestamptz, retry_1_completed_at timestamptz, retry_1_duration_ms int, retry_1_http_status smallint, retry_1_response_body text, retry_1_error text,
-  retry_2_started_at timestamptz, retry_2_completed_at timestamptz, retry_2_duration_ms int, retry_2_http_status smallint, retry_2_response_body text, retry_2_error text,
-  retry_3_started_at timestamptz, retry_3_completed_at timestamptz, retry_3_duration_ms int, retry_3_http_status smallint, retry_3_response_body text, retry_3_error text,
-  retry_4_started_at timestamptz, retry_4_completed_at timestamptz, retry_4_duration_ms int, retry_4_http_status smallint, retry_4_response_body text, retry_4_error text,
-  retry_5_started_at timestamptz, retry_5_completed_at timestamptz, retry_5_duration_ms int, retry_5_http_status smallint, retry_5_response_body text, retry_5_error text,
-  retry_6_started_at timestamptz, retry_6_completed_at timestamptz, retry_6_duration_ms int, retry_6_http_status smallint, retry_6_response_body text, retry_6_error text,
+  retry_0_started_at timestamptz, retry_0_completed_at timestamptz, retry_0_duration_ms int, retry_0_http_status smallint, retry_0_response_body text, retry_0_error text, retry_0_error_kind text, retry_0_evidence json,
+  retry_1_started_at timestamptz, retry_1_completed_at timestamptz, retry_1_duration_ms int, retry_1_http_status smallint, retry_1_response_body text, retry_1_error text, retry_1_error_kind text, retry_1_evidence json,
+  retry_2_started_at timestamptz, retry_2_completed_at timestamptz, retry_2_duration_ms int, retry_2_http_status smallint, retry_2_response_body text, retry_2_error text, retry_2_error_kind text, retry_2_evidence json,
+  retry_3_started_at timestamptz, retry_3_completed_at timestamptz, retry_3_duration_ms int, retry_3_http_status smallint, retry_3_response_body text, retry_3_error text, retry_3_error_kind text, retry_3_evidence json,
+  retry_4_started_at timestamptz, retry_4_completed_at timestamptz, retry_4_duration_ms int, retry_4_http_status smallint, retry_4_response_body text, retry_4_error text, retry_4_error_kind text, retry_4_evidence json,
+  retry_5_started_at timestamptz, retry_5_completed_at timestamptz, retry_5_duration_ms int, retry_5_http_status smallint, retry_5_response_body text, retry_5_error text, retry_5_error_kind text, retry_5_evidence json,
+  retry_6_started_at timestamptz, retry_6_completed_at timestamptz, retry_6_duration_ms int, retry_6_http_status smallint, retry_6_response_body text, retry_6_error text, retry_6_error_kind text, retry_6_evidence json,
 
   CONSTRAINT "terminal deliveries, and no others, have an end"
     CHECK (CASE status WHEN 'pending' THEN completed_at IS NULL WHEN 'processing' THEN completed_at IS NULL
@@ -102,6 +102,8 @@ BEGIN
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_http_status IS ''Attempt %s: status of the response; NULL if none came.''', n, n);
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_response_body IS ''Attempt %s: first RESPONSE_BODY_MAX bytes of the response body.''', n, n);
     EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_error IS ''Attempt %s: what went wrong, in words; NULL if nothing went wrong.''', n, n);
+    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_error_kind IS ''Attempt %s: the kind of its error, to count by; NULL if nothing went wrong.''', n, n);
+    EXECUTE format('COMMENT ON COLUMN webhook_queue.retry_%s_evidence IS ''Attempt %s: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.''', n, n);
   END LOOP;
 END $$;
 
@@ -146,7 +148,9 @@ CREATE TABLE webhook_probes (
   duration_ms int,
   http_status smallint,
   response_body text,
-  error text
+  error text,
+  error_kind text,
+  evidence json
 );
 COMMENT ON TABLE webhook_probes IS 'Failed probes: requests that checked whether a receiver works again. They use up no attempt of their deliveries. The newest 100 per delivery are kept. A probe that succeeds counts as the attempt.';
 COMMENT ON COLUMN webhook_probes.id IS 'A sequence number.';
@@ -159,44 +163,48 @@ COMMENT ON COLUMN webhook_probes.duration_ms IS 'Time from connecting to the end
 COMMENT ON COLUMN webhook_probes.http_status IS 'Status of the response; NULL if none came.';
 COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response body.';
 COMMENT ON COLUMN webhook_probes.error IS 'What went wrong, in words.';
+COMMENT ON COLUMN webhook_probes.error_kind IS 'The same in a word to count by.';
+COMMENT ON COLUMN webhook_probes.evidence IS 'As in webhook_queue.retry_0_evidence.';
 
 CREATE INDEX webhook_probes_number ON webhook_probes (queue_id, number);
 
 CREATE VIEW webhook_attempts AS
 SELECT q.queue_id, q.config_id, q.event_type, q.event_id, q.webhook_url, q.status, q.created_at,
        a.attempt, a.started_at, a.completed_at, a.duration_ms, a.http_status, a.response_body, a.error,
-       q.completed_at AS delivery_completed_at, a.probe
+       q.completed_at AS delivery_completed_at, a.probe, a.error_kind,
+       a.evidence->>'address' AS remote_address, (a.evidence->>'first_byte_ms')::int AS first_byte_ms,
+       a.evidence->'headers' AS response_headers, (a.evidence->>'body_cut')::boolean AS body_cut
 FROM webhook_queue q
 CROSS JOIN LATERAL (
   SELECT *, false
   FROM (VALUES
-    (0, q.retry_0_started_at, q.retry_0_completed_at, q.retry_0_duration_ms, q.retry_0_http_status, q.retry_0_response_body, q.retry_0_error),
-    (1, q.retry_1_started_at, q.retry_1_completed_at, q.retry_1_duration_ms, q.retry_1_http_status, q.retry_1_response_body, q.retry_1_error),
-    (2, q.retry_2_started_at, q.retry_2_completed_at, q.retry_2_duration_ms, q.retry_2_http_status, q.retry_2_response_body, q.retry_2_error),
-    (3, q.retry_3_started_at, q.retry_3_completed_at, q.retry_3_duration_ms, q.retry_3_http_status, q.retry_3_response_body, q.retry_3_error),
-    (4, q.retry_4_started_at, q.retry_4_completed_at, q.retry_4_duration_ms, q.retry_4_http_status, q.retry_4_response_body, q.retry_4_error),
-    (5, q.retry_5_started_at, q.retry_5_completed_at, q.retry_5_duration_ms, q.retry_5_http_status, q.retry_5_response_body, q.retry_5_error),
-    (6, q.retry_6_started_at, q.retry_6_completed_at, q.retry_6_duration_ms, q.retry_6_http_status, q.retry_6_response_body, q.retry_6_error)
+    (0, q.retry_0_started_at, q.retry_0_completed_at, q.retry_0_duration_ms, q.retry_0_http_status, q.retry_0_response_body, q.retry_0_error, q.retry_0_error_kind, q.retry_0_evidence),
+    (1, q.retry_1_started_at, q.retry_1_completed_at, q.retry_1_duration_ms, q.retry_1_http_status, q.retry_1_response_body, q.retry_1_error, q.retry_1_error_kind, q.retry_1_evidence),
+    (2, q.retry_2_started_at, q.retry_2_completed_at, q.retry_2_duration_ms, q.retry_2_http_status, q.retry_2_response_body, q.retry_2_error, q.retry_2_error_kind, q.retry_2_evidence),
+    (3, q.retry_3_started_at, q.retry_3_completed_at, q.retry_3_duration_ms, q.retry_3_http_status, q.retry_3_response_body, q.retry_3_error, q.retry_3_error_kind, q.retry_3_evidence),
+    (4, q.retry_4_started_at, q.retry_4_completed_at, q.retry_4_duration_ms, q.retry_4_http_status, q.retry_4_response_body, q.retry_4_error, q.retry_4_error_kind, q.retry_4_evidence),
+    (5, q.retry_5_started_at, q.retry_5_completed_at, q.retry_5_duration_ms, q.retry_5_http_status, q.retry_5_response_body, q.retry_5_error, q.retry_5_error_kind, q.retry_5_evidence),
+    (6, q.retry_6_started_at, q.retry_6_completed_at, q.retry_6_duration_ms, q.retry_6_http_status, q.retry_6_response_body, q.retry_6_error, q.retry_6_error_kind, q.retry_6_evidence)
   ) AS made
   UNION ALL
-  SELECT p.attempt, p.started_at, p.completed_at, p.duration_ms, p.http_status, p.response_body, p.error, true
+  SELECT p.attempt, p.started_at, p.completed_at, p.duration_ms, p.http_status, p.response_body, p.error, p.error_kind, p.evidence, true
   FROM webhook_probes p WHERE p.queue_id = q.queue_id
-) AS a (attempt, started_at, completed_at, duration_ms, http_status, response_body, error, probe)
+) AS a (attempt, started_at, completed_at, duration_ms, http_status, response_body, error, error_kind, evidence, probe)
 WHERE a.started_at IS NOT NULL;
 COMMENT ON VIEW webhook_attempts IS 'One row per attempt, including failed probes (probe): what was requested, when, and what the receiver answered. A condition on delivery_completed_at skips archives.';
 
 CREATE VIEW webhook_dead_letters AS
 SELECT q.queue_id, q.config_id, c.name AS config_name, q.event_type, q.event_id, q.webhook_url, q.url_params,
        q.correlation_id, q.retry_count, q.status_reason, q.created_at, q.completed_at,
-       a.http_status AS last_http_status, a.error AS last_error
+       a.http_status AS last_http_status, a.error AS last_error, a.error_kind AS last_error_kind
 FROM webhook_queue q
 JOIN webhook_configs c ON c.id = q.config_id
 CROSS JOIN LATERAL (VALUES
-  (0, q.retry_0_http_status, q.retry_0_error), (1, q.retry_1_http_status, q.retry_1_error),
-  (2, q.retry_2_http_status, q.retry_2_error), (3, q.retry_3_http_status, q.retry_3_error),
-  (4, q.retry_4_http_status, q.retry_4_error), (5, q.retry_5_http_status, q.retry_5_error),
-  (6, q.retry_6_http_status, q.retry_6_error)
-) AS a (attempt, http_status, error)
+  (0, q.retry_0_http_status, q.retry_0_error, q.retry_0_error_kind), (1, q.retry_1_http_status, q.retry_1_error, q.retry_1_error_kind),
+  (2, q.retry_2_http_status, q.retry_2_error, q.retry_2_error_kind), (3, q.retry_3_http_status, q.retry_3_error, q.retry_3_error_kind),
+  (4, q.retry_4_http_status, q.retry_4_error, q.retry_4_error_kind), (5, q.retry_5_http_status, q.retry_5_error, q.retry_5_error_kind),
+  (6, q.retry_6_http_status, q.retry_6_error, q.retry_6_error_kind)
+) AS a (attempt, http_status, error, error_kind)
 WHERE q.status = 'failed' AND q.completed_at IS NOT NULL AND a.attempt = q.retry_count;
 COMMENT ON VIEW webhook_dead_letters IS 'Failed deliveries with their last attempt. They are not attempted again unless someone replays them.';
 

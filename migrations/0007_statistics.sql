@@ -10,12 +10,13 @@ CREATE TABLE webhook_statistics (
   occurrences bigint NOT NULL,
   duration_total_ms bigint NOT NULL,
   PRIMARY KEY (config_id, period_start, fact, duration_ms),
-  CONSTRAINT "a fact is a final status or a kind of attempt" CHECK (fact IN ('completed', 'failed', 'cancelled', 'attempt', 'retry'))
+  CONSTRAINT "a fact is a final status, a kind of attempt, or a kind of error"
+    CHECK (fact IN ('completed', 'failed', 'cancelled', 'attempt', 'retry') OR starts_with(fact, 'error_'))
 );
 COMMENT ON TABLE webhook_statistics IS 'Counts of terminal deliveries and their attempts. webhook_statistics_progress shows which deliveries are counted.';
 COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all endpoints together.';
 COMMENT ON COLUMN webhook_statistics.period_start IS 'The start of the period in which the deliveries became terminal.';
-COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled counts deliveries; attempt counts first attempts, retry counts later ones.';
+COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled counts deliveries; attempt counts first attempts, retry counts later ones; error_ with a kind counts attempts with an error of this kind.';
 COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of the attempts in milliseconds, to three significant digits; -1 if there is none.';
 COMMENT ON COLUMN webhook_statistics.occurrences IS 'The number of deliveries or attempts.';
 COMMENT ON COLUMN webhook_statistics.duration_total_ms IS 'Sum of the exact durations of the attempts.';
@@ -59,10 +60,12 @@ BEGIN
              q.retry_count - CASE q.status WHEN 'cancelled' THEN 1 ELSE 0 END AS last_attempt,
              q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
              q.retry_4_duration_ms, q.retry_5_duration_ms, q.retry_6_duration_ms,
+             q.retry_0_error_kind, q.retry_1_error_kind, q.retry_2_error_kind, q.retry_3_error_kind,
+             q.retry_4_error_kind, q.retry_5_error_kind, q.retry_6_error_kind,
              count(*) AS deliveries, max(q.completed_at) AS latest
       FROM webhook_queue q
       WHERE q.settled_in >= $1 AND q.settled_in < $2 AND q.completed_at >= %L
-      GROUP BY 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12
+      GROUP BY 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19
     ) AS alike
     CROSS JOIN LATERAL (
       SELECT alike.status, NULL::int
@@ -74,6 +77,12 @@ BEGIN
         (1, alike.retry_1_duration_ms), (2, alike.retry_2_duration_ms), (3, alike.retry_3_duration_ms),
         (4, alike.retry_4_duration_ms), (5, alike.retry_5_duration_ms), (6, alike.retry_6_duration_ms)) AS a (attempt, duration_ms)
       WHERE alike.last_attempt > 0 AND a.attempt <= alike.last_attempt
+      UNION ALL
+      SELECT 'error_' || a.error_kind, NULL
+      FROM (VALUES
+        (alike.retry_0_error_kind), (alike.retry_1_error_kind), (alike.retry_2_error_kind), (alike.retry_3_error_kind),
+        (alike.retry_4_error_kind), (alike.retry_5_error_kind), (alike.retry_6_error_kind)) AS a (error_kind)
+      WHERE a.error_kind IS NOT NULL
     ) AS f (fact, duration_ms)
     $facts$, least(p_since, now()) - interval '1 day')
   USING p_from, p_before;
@@ -127,7 +136,7 @@ BEGIN
     SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
   )
   SELECT coalesce(sum(occurrences), 0), coalesce(max(latest), progress.counted_at) INTO newly_counted, progress.counted_at
-  FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
+  FROM summed WHERE config_id = 0 AND fact IN ('completed', 'failed', 'cancelled');
   -- nothing is written while the queue is idle
   IF newly_counted > 0 OR upto < horizon OR was_ahead THEN
     UPDATE webhook_statistics_progress
@@ -228,10 +237,12 @@ BEGIN
            CASE WHEN q.status = 'processing' THEN 'processing' WHEN q.ready_since IS NULL THEN 'scheduled' END AS state,
            q.retry_count, q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
            q.retry_4_duration_ms, q.retry_5_duration_ms,
+           q.retry_0_error_kind, q.retry_1_error_kind, q.retry_2_error_kind, q.retry_3_error_kind, q.retry_4_error_kind,
+           q.retry_5_error_kind,
            count(*) AS deliveries, min(q.ready_since) AS ready_since, min(q.next_retry_at) AS due_since
     FROM webhook_queue_open q
     WHERE p_config_id IS NULL OR q.config_id = p_config_id
-    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
   ), facts AS (
     SELECT s.fact, s.duration_ms, s.occurrences, s.duration_total_ms, NULL::timestamptz AS oldest FROM webhook_statistics s
     WHERE s.config_id = coalesce(p_config_id, 0) AND s.period_start >= coalesce(since, '-infinity')
@@ -254,6 +265,13 @@ BEGIN
       (0, o.retry_0_duration_ms), (1, o.retry_1_duration_ms), (2, o.retry_2_duration_ms),
       (3, o.retry_3_duration_ms), (4, o.retry_4_duration_ms), (5, o.retry_5_duration_ms)) AS a (attempt, duration_ms)
     WHERE o.retry_count > 0 AND o.retry_count > a.attempt
+    UNION ALL
+    SELECT 'error_' || a.error_kind, -1, o.deliveries, 0, NULL
+    FROM open_alike o
+    CROSS JOIN LATERAL (VALUES
+      (o.retry_0_error_kind), (o.retry_1_error_kind), (o.retry_2_error_kind), (o.retry_3_error_kind),
+      (o.retry_4_error_kind), (o.retry_5_error_kind)) AS a (error_kind)
+    WHERE o.retry_count > 0 AND a.error_kind IS NOT NULL
   )
   SELECT since, f.fact, f.duration_ms, sum(f.occurrences)::bigint, sum(f.duration_total_ms)::bigint,
          (extract(epoch FROM now() - min(f.oldest)) * 1000000)::bigint

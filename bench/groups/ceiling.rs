@@ -14,6 +14,7 @@ use webhook_processor::domain::delivery::{
     AttemptTimes, FinishedAttempt, Lease, LeasedDelivery, Work, WorkerId,
 };
 use webhook_processor::domain::endpoint::Endpoint;
+use webhook_processor::domain::evidence::Evidence;
 use webhook_processor::domain::retry::Verdict;
 
 use crate::report::figures::per_second;
@@ -138,6 +139,7 @@ fn delivered(delivery: LeasedDelivery) -> FinishedAttempt {
             body: "ok".into(),
             retry_after: None,
             broken_off: None,
+            evidence: Evidence::default(),
         }),
         verdict: Verdict::Completed,
     }

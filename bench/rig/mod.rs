@@ -17,7 +17,6 @@ use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::process::Command;
 use url::form_urlencoded::byte_serialize;
 use webhook_processor::domain::access::{Operator, Way};
-use webhook_processor::domain::address::AddressPolicy;
 use webhook_processor::domain::endpoint::Endpoint;
 use webhook_processor::domain::endpoint_settings::EndpointParts;
 use webhook_processor::infrastructure::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
@@ -153,7 +152,8 @@ impl Rig {
             timeout: self.settings.http_timeout,
             response_bytes_max: self.settings.response_bytes_max,
             idle_connections_max: self.settings.workers.leases_max(),
-            addresses: AddressPolicy::new(self.settings.egress_allow.clone()),
+            egress: self.settings.egress(),
+            name_servers: vec![],
         })
     }
 

@@ -49,7 +49,7 @@ BEGIN
     SET occurrences = s.occurrences + excluded.occurrences, duration_total_ms = s.duration_total_ms + excluded.duration_total_ms
   )
   SELECT coalesce(sum(occurrences), 0), coalesce(max(latest), progress.counted_at) INTO newly_counted, progress.counted_at
-  FROM summed WHERE config_id = 0 AND fact NOT IN ('attempt', 'retry');
+  FROM summed WHERE config_id = 0 AND fact IN ('completed', 'failed', 'cancelled');
   -- nothing is written while the queue is idle
   IF newly_counted > 0 OR upto < horizon OR was_ahead THEN
     UPDATE webhook_statistics_progress

@@ -23,10 +23,12 @@ BEGIN
              q.retry_count - CASE q.status WHEN 'cancelled' THEN 1 ELSE 0 END AS last_attempt,
              q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
              q.retry_4_duration_ms, q.retry_5_duration_ms, q.retry_6_duration_ms,
+             q.retry_0_error_kind, q.retry_1_error_kind, q.retry_2_error_kind, q.retry_3_error_kind,
+             q.retry_4_error_kind, q.retry_5_error_kind, q.retry_6_error_kind,
              count(*) AS deliveries, max(q.completed_at) AS latest
       FROM webhook_queue q
       WHERE q.settled_in >= $1 AND q.settled_in < $2 AND q.completed_at >= %L
-      GROUP BY 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12
+      GROUP BY 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19
     ) AS alike
     CROSS JOIN LATERAL (
       SELECT alike.status, NULL::int
@@ -38,6 +40,12 @@ BEGIN
         (1, alike.retry_1_duration_ms), (2, alike.retry_2_duration_ms), (3, alike.retry_3_duration_ms),
         (4, alike.retry_4_duration_ms), (5, alike.retry_5_duration_ms), (6, alike.retry_6_duration_ms)) AS a (attempt, duration_ms)
       WHERE alike.last_attempt > 0 AND a.attempt <= alike.last_attempt
+      UNION ALL
+      SELECT 'error_' || a.error_kind, NULL
+      FROM (VALUES
+        (alike.retry_0_error_kind), (alike.retry_1_error_kind), (alike.retry_2_error_kind), (alike.retry_3_error_kind),
+        (alike.retry_4_error_kind), (alike.retry_5_error_kind), (alike.retry_6_error_kind)) AS a (error_kind)
+      WHERE a.error_kind IS NOT NULL
     ) AS f (fact, duration_ms)
     $facts$, least(p_since, now()) - interval '1 day')
   USING p_from, p_before;

@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
-CREATE OR REPLACE FUNCTION webhook_settle_0_retry(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_delays_us bigint[])
+CREATE OR REPLACE FUNCTION webhook_settle_0_retry(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_delays_us bigint[], p_error_kinds text[] DEFAULT '{}'::text[], p_evidence text[] DEFAULT '{}'::text[])
  RETURNS SETOF uuid
  LANGUAGE plpgsql
  SET enable_sort TO 'off'
@@ -15,7 +15,8 @@ AS $function$
       BEGIN
         RETURN QUERY
         WITH outcome AS MATERIALIZED (SELECT * FROM unnest(
-    p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors, p_delays_us) AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, delay_us))
+    p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors,
+    p_error_kinds, p_evidence, p_delays_us) AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, error_kind, evidence, delay_us))
         UPDATE webhook_queue_open q
         SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(),
             -- an outcome without a duration is unknown: a known one may still come until the delivery is sent again
@@ -29,7 +30,9 @@ AS $function$
             retry_0_duration_ms = o.duration_ms,
             retry_0_http_status = o.http_status,
             retry_0_response_body = o.body,
-            retry_0_error = o.error
+            retry_0_error = o.error,
+            retry_0_error_kind = o.error_kind,
+            retry_0_evidence = o.evidence::json
         FROM outcome o
         WHERE q.queue_id = o.queue_id
             AND (q.worker_id = o.worker AND q.locked_at = o.locked_at AND q.retry_count = 0

@@ -1,6 +1,6 @@
 -- Written by scripts/prepare-queries from migrations/. See migrations/README.md.
 
-CREATE OR REPLACE FUNCTION webhook_settle_5_terminal(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_statuses text[], p_reasons text[])
+CREATE OR REPLACE FUNCTION webhook_settle_5_terminal(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_statuses text[], p_reasons text[], p_error_kinds text[] DEFAULT '{}'::text[], p_evidence text[] DEFAULT '{}'::text[])
  RETURNS SETOF uuid
  LANGUAGE plpgsql
  SET enable_sort TO 'off'
@@ -15,18 +15,20 @@ AS $function$
       BEGIN
         RETURN QUERY
         WITH outcome AS MATERIALIZED (SELECT * FROM unnest(
-    p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors, p_statuses, p_reasons) AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, final_status, reason)),
+    p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors,
+    p_error_kinds, p_evidence, p_statuses, p_reasons) AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, error_kind, evidence, final_status, reason)),
         settled AS (
           DELETE FROM webhook_queue_open q USING outcome o
           WHERE q.queue_id = o.queue_id
             AND (q.worker_id = o.worker AND q.locked_at = o.locked_at AND q.retry_count = 5
                  OR q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at AND q.retry_count IN (5, 5 + 1))
-          RETURNING q.*, o.age_us, o.length_us, o.duration_ms, o.http_status, o.body, o.error, o.final_status, o.reason)
-        INSERT INTO webhook_queue (id, queue_id, event_type, event_id, config_id, webhook_url, url_params, priority, max_retries, correlation_id, traceparent, replay_of, created_at, next_retry_at, deleted_at, retry_count, retry_0_started_at, retry_0_completed_at, retry_0_duration_ms, retry_0_http_status, retry_0_response_body, retry_0_error, retry_1_started_at, retry_1_completed_at, retry_1_duration_ms, retry_1_http_status, retry_1_response_body, retry_1_error, retry_2_started_at, retry_2_completed_at, retry_2_duration_ms, retry_2_http_status, retry_2_response_body, retry_2_error, retry_3_started_at, retry_3_completed_at, retry_3_duration_ms, retry_3_http_status, retry_3_response_body, retry_3_error, retry_4_started_at, retry_4_completed_at, retry_4_duration_ms, retry_4_http_status, retry_4_response_body, retry_4_error,
-          retry_5_started_at, retry_5_completed_at, retry_5_duration_ms, retry_5_http_status, retry_5_response_body, retry_5_error,
+          RETURNING q.*, o.age_us, o.length_us, o.duration_ms, o.http_status, o.body, o.error, o.error_kind, o.evidence, o.final_status, o.reason)
+        INSERT INTO webhook_queue (id, queue_id, event_type, event_id, config_id, webhook_url, url_params, priority, max_retries, correlation_id, traceparent, replay_of, created_at, next_retry_at, deleted_at, retry_count, retry_0_started_at, retry_0_completed_at, retry_0_duration_ms, retry_0_http_status, retry_0_response_body, retry_0_error, retry_0_error_kind, retry_0_evidence, retry_1_started_at, retry_1_completed_at, retry_1_duration_ms, retry_1_http_status, retry_1_response_body, retry_1_error, retry_1_error_kind, retry_1_evidence, retry_2_started_at, retry_2_completed_at, retry_2_duration_ms, retry_2_http_status, retry_2_response_body, retry_2_error, retry_2_error_kind, retry_2_evidence, retry_3_started_at, retry_3_completed_at, retry_3_duration_ms, retry_3_http_status, retry_3_response_body, retry_3_error, retry_3_error_kind, retry_3_evidence, retry_4_started_at, retry_4_completed_at, retry_4_duration_ms, retry_4_http_status, retry_4_response_body, retry_4_error, retry_4_error_kind, retry_4_evidence,
+          retry_5_started_at, retry_5_completed_at, retry_5_duration_ms, retry_5_http_status, retry_5_response_body, retry_5_error, retry_5_error_kind, retry_5_evidence,
           status, status_reason, ready_since, completed_at, updated_at, settled_in)
-        SELECT id, queue_id, event_type, event_id, config_id, webhook_url, url_params, priority, max_retries, correlation_id, traceparent, replay_of, created_at, next_retry_at, deleted_at, 5, retry_0_started_at, retry_0_completed_at, retry_0_duration_ms, retry_0_http_status, retry_0_response_body, retry_0_error, retry_1_started_at, retry_1_completed_at, retry_1_duration_ms, retry_1_http_status, retry_1_response_body, retry_1_error, retry_2_started_at, retry_2_completed_at, retry_2_duration_ms, retry_2_http_status, retry_2_response_body, retry_2_error, retry_3_started_at, retry_3_completed_at, retry_3_duration_ms, retry_3_http_status, retry_3_response_body, retry_3_error, retry_4_started_at, retry_4_completed_at, retry_4_duration_ms, retry_4_http_status, retry_4_response_body, retry_4_error,
+        SELECT id, queue_id, event_type, event_id, config_id, webhook_url, url_params, priority, max_retries, correlation_id, traceparent, replay_of, created_at, next_retry_at, deleted_at, 5, retry_0_started_at, retry_0_completed_at, retry_0_duration_ms, retry_0_http_status, retry_0_response_body, retry_0_error, retry_0_error_kind, retry_0_evidence, retry_1_started_at, retry_1_completed_at, retry_1_duration_ms, retry_1_http_status, retry_1_response_body, retry_1_error, retry_1_error_kind, retry_1_evidence, retry_2_started_at, retry_2_completed_at, retry_2_duration_ms, retry_2_http_status, retry_2_response_body, retry_2_error, retry_2_error_kind, retry_2_evidence, retry_3_started_at, retry_3_completed_at, retry_3_duration_ms, retry_3_http_status, retry_3_response_body, retry_3_error, retry_3_error_kind, retry_3_evidence, retry_4_started_at, retry_4_completed_at, retry_4_duration_ms, retry_4_http_status, retry_4_response_body, retry_4_error, retry_4_error_kind, retry_4_evidence,
           now() - age_us * interval '1 microsecond', now() - (age_us - length_us) * interval '1 microsecond', duration_ms, http_status, body, error,
+          error_kind, evidence::json,
           final_status, reason, NULL, now(), now(), pg_current_xact_id()::text::bigint
         FROM settled
         RETURNING webhook_queue.queue_id;

@@ -4,7 +4,7 @@
 -- its receiver never accepts must not keep the circuit open. The delay is one second and doubles each time, up to an hour.
 -- Parameters and result are the same as for webhook_settle_N_retry. Probes are numbered; only the newest 100 per delivery are
 -- kept. An outcome also counts after a takeover, until the takeover has recorded it as unknown: that uses up an attempt.
-CREATE OR REPLACE FUNCTION webhook_settle_probe(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_postponed boolean[])
+CREATE OR REPLACE FUNCTION webhook_settle_probe(p_queue_ids uuid[], p_workers text[], p_locked_ats timestamp with time zone[], p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms integer[], p_http_statuses smallint[], p_bodies text[], p_errors text[], p_postponed boolean[], p_error_kinds text[] DEFAULT '{}'::text[], p_evidence text[] DEFAULT '{}'::text[])
  RETURNS SETOF uuid
  LANGUAGE plpgsql
  SET lock_timeout TO '10s'
@@ -20,8 +20,9 @@ BEGIN
   RETURN QUERY
   WITH outcome AS MATERIALIZED (
     SELECT o.*, 1 + coalesce((SELECT max(p.number) FROM webhook_probes p WHERE p.queue_id = o.queue_id), 0) AS number
-    FROM unnest(p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors, p_postponed)
-      AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, postponed)
+    FROM unnest(p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors, p_postponed,
+                p_error_kinds, p_evidence)
+      AS o (queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, postponed, error_kind, evidence)
   ), released AS (
     UPDATE webhook_queue_open q
     SET status = 'pending', worker_id = NULL, locked_at = NULL, lock_expires_at = NULL, updated_at = now(),
@@ -36,9 +37,11 @@ BEGIN
            OR q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at)
     RETURNING o.*, q.retry_count
   ), written AS (
-    INSERT INTO webhook_probes (queue_id, number, attempt, started_at, completed_at, duration_ms, http_status, response_body, error)
+    INSERT INTO webhook_probes (queue_id, number, attempt, started_at, completed_at, duration_ms, http_status, response_body, error,
+                                error_kind, evidence)
     SELECT r.queue_id, r.number, r.retry_count, now() - r.age_us * interval '1 microsecond',
-           now() - (r.age_us - r.length_us) * interval '1 microsecond', r.duration_ms, r.http_status, r.body, r.error
+           now() - (r.age_us - r.length_us) * interval '1 microsecond', r.duration_ms, r.http_status, r.body, r.error,
+           r.error_kind, r.evidence::json
     FROM released r
     RETURNING webhook_probes.queue_id, webhook_probes.number
   ), removed AS (

@@ -22,10 +22,12 @@ BEGIN
            CASE WHEN q.status = 'processing' THEN 'processing' WHEN q.ready_since IS NULL THEN 'scheduled' END AS state,
            q.retry_count, q.retry_0_duration_ms, q.retry_1_duration_ms, q.retry_2_duration_ms, q.retry_3_duration_ms,
            q.retry_4_duration_ms, q.retry_5_duration_ms,
+           q.retry_0_error_kind, q.retry_1_error_kind, q.retry_2_error_kind, q.retry_3_error_kind, q.retry_4_error_kind,
+           q.retry_5_error_kind,
            count(*) AS deliveries, min(q.ready_since) AS ready_since, min(q.next_retry_at) AS due_since
     FROM webhook_queue_open q
     WHERE p_config_id IS NULL OR q.config_id = p_config_id
-    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
   ), facts AS (
     SELECT s.fact, s.duration_ms, s.occurrences, s.duration_total_ms, NULL::timestamptz AS oldest FROM webhook_statistics s
     WHERE s.config_id = coalesce(p_config_id, 0) AND s.period_start >= coalesce(since, '-infinity')
@@ -48,6 +50,13 @@ BEGIN
       (0, o.retry_0_duration_ms), (1, o.retry_1_duration_ms), (2, o.retry_2_duration_ms),
       (3, o.retry_3_duration_ms), (4, o.retry_4_duration_ms), (5, o.retry_5_duration_ms)) AS a (attempt, duration_ms)
     WHERE o.retry_count > 0 AND o.retry_count > a.attempt
+    UNION ALL
+    SELECT 'error_' || a.error_kind, -1, o.deliveries, 0, NULL
+    FROM open_alike o
+    CROSS JOIN LATERAL (VALUES
+      (o.retry_0_error_kind), (o.retry_1_error_kind), (o.retry_2_error_kind), (o.retry_3_error_kind),
+      (o.retry_4_error_kind), (o.retry_5_error_kind)) AS a (error_kind)
+    WHERE o.retry_count > 0 AND a.error_kind IS NOT NULL
   )
   SELECT since, f.fact, f.duration_ms, sum(f.occurrences)::bigint, sum(f.duration_total_ms)::bigint,
          (extract(epoch FROM now() - min(f.oldest)) * 1000000)::bigint

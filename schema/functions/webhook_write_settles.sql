@@ -23,9 +23,14 @@ DECLARE
     p_queue_ids uuid[], p_workers text[], p_locked_ats timestamptz[],
     p_ages_us bigint[], p_lengths_us bigint[], p_durations_ms int[], p_http_statuses smallint[],
     p_bodies text[], p_errors text[]';
+  -- last, because a parameter with a default is; unnest fills a short array up with NULLs
+  optional_parameters CONSTANT text := 'p_error_kinds text[] DEFAULT ''{}'', p_evidence text[] DEFAULT ''{}''';
   attempt_arrays CONSTANT text := '
-    p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors';
-  attempt_columns CONSTANT text := 'queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error';
+    p_queue_ids, p_workers, p_locked_ats, p_ages_us, p_lengths_us, p_durations_ms, p_http_statuses, p_bodies, p_errors,
+    p_error_kinds, p_evidence';
+  attempt_columns CONSTANT text := 'queue_id, worker, locked_at, age_us, length_us, duration_ms, http_status, body, error, error_kind, evidence';
+  -- what is kept of one attempt
+  columns_of_attempt CONSTANT text := 'retry_%1$s_started_at, retry_%1$s_completed_at, retry_%1$s_duration_ms, retry_%1$s_http_status, retry_%1$s_response_body, retry_%1$s_error, retry_%1$s_error_kind, retry_%1$s_evidence';
   fence CONSTANT text := 'q.queue_id = o.queue_id
             AND (q.worker_id = o.worker AND q.locked_at = o.locked_at AND q.retry_count = %1$s
                  OR q.abandoned_by = o.worker AND q.abandoned_at = o.locked_at AND q.retry_count IN (%1$s, %1$s + 1))';
@@ -38,13 +43,12 @@ DECLARE
   earlier text;
 BEGIN
   FOR n IN 0..6 LOOP
-    SELECT coalesce(string_agg(format(
-      'retry_%1$s_started_at, retry_%1$s_completed_at, retry_%1$s_duration_ms, retry_%1$s_http_status, retry_%1$s_response_body, retry_%1$s_error, ', k), '' ORDER BY k), '')
+    SELECT coalesce(string_agg(format(columns_of_attempt || ', ', k), '' ORDER BY k), '')
     INTO earlier FROM generate_series(0, n - 1) AS k;
 
     IF n < 6 THEN  -- attempt 6 is the last: nothing follows it
     EXECUTE format($f$
-      CREATE OR REPLACE FUNCTION webhook_settle_%1$s_retry(%3$s, p_delays_us bigint[]) RETURNS SETOF uuid %2$s AS $body$
+      CREATE OR REPLACE FUNCTION webhook_settle_%1$s_retry(%3$s, p_delays_us bigint[], %7$s) RETURNS SETOF uuid %2$s AS $body$
       BEGIN
         RETURN QUERY
         WITH outcome AS MATERIALIZED (SELECT * FROM unnest(%4$s, p_delays_us) AS o (%5$s, delay_us))
@@ -61,37 +65,40 @@ BEGIN
             retry_%1$s_duration_ms = o.duration_ms,
             retry_%1$s_http_status = o.http_status,
             retry_%1$s_response_body = o.body,
-            retry_%1$s_error = o.error
+            retry_%1$s_error = o.error,
+            retry_%1$s_error_kind = o.error_kind,
+            retry_%1$s_evidence = o.evidence::json
         FROM outcome o
         WHERE %6$s
         RETURNING q.queue_id;
-      END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, format(fence, n));
+      END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, format(fence, n), optional_parameters);
     EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_retry IS %L', n, format('Writes attempts with the number %s that are followed by another attempt.', n));
     END IF;
 
     EXECUTE format($f$
-      CREATE OR REPLACE FUNCTION webhook_settle_%1$s_terminal(%3$s, p_statuses text[], p_reasons text[]) RETURNS SETOF uuid %2$s AS $body$
+      CREATE OR REPLACE FUNCTION webhook_settle_%1$s_terminal(%3$s, p_statuses text[], p_reasons text[], %9$s) RETURNS SETOF uuid %2$s AS $body$
       BEGIN
         RETURN QUERY
         WITH outcome AS MATERIALIZED (SELECT * FROM unnest(%4$s, p_statuses, p_reasons) AS o (%5$s, final_status, reason)),
         settled AS (
           DELETE FROM webhook_queue_open q USING outcome o
           WHERE %8$s
-          RETURNING q.*, o.age_us, o.length_us, o.duration_ms, o.http_status, o.body, o.error, o.final_status, o.reason)
+          RETURNING q.*, o.age_us, o.length_us, o.duration_ms, o.http_status, o.body, o.error, o.error_kind, o.evidence, o.final_status, o.reason)
         INSERT INTO webhook_queue (%6$s, retry_count, %7$s
-          retry_%1$s_started_at, retry_%1$s_completed_at, retry_%1$s_duration_ms, retry_%1$s_http_status, retry_%1$s_response_body, retry_%1$s_error,
+          %10$s,
           status, status_reason, ready_since, completed_at, updated_at, settled_in)
         SELECT %6$s, %1$s, %7$s
           now() - age_us * interval '1 microsecond', now() - (age_us - length_us) * interval '1 microsecond', duration_ms, http_status, body, error,
+          error_kind, evidence::json,
           final_status, reason, NULL, now(), now(), pg_current_xact_id()::text::bigint
         FROM settled
         RETURNING webhook_queue.queue_id;
-      END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, kept, earlier, format(fence, n));
+      END $body$ $f$, n, pinned, attempt_parameters, attempt_arrays, attempt_columns, kept, earlier, format(fence, n),
+      optional_parameters, format(columns_of_attempt, n));
     EXECUTE format('COMMENT ON FUNCTION webhook_settle_%s_terminal IS %L', n, format('Writes attempts with the number %s that ended their deliveries.', n));
   END LOOP;
 
-  SELECT string_agg(format(
-    'retry_%1$s_started_at, retry_%1$s_completed_at, retry_%1$s_duration_ms, retry_%1$s_http_status, retry_%1$s_response_body, retry_%1$s_error', k), ', ' ORDER BY k)
+  SELECT string_agg(format(columns_of_attempt, k), ', ' ORDER BY k)
   INTO earlier FROM generate_series(0, 6) AS k;
   EXECUTE format($f$
     CREATE OR REPLACE FUNCTION webhook_cancel(p_queue_ids uuid[], p_reason text) RETURNS SETOF uuid %1$s AS $body$

@@ -11,7 +11,9 @@ CREATE TABLE webhook_probes (
     duration_ms integer,
     http_status smallint,
     response_body text,
-    error text
+    error text,
+    error_kind text,
+    evidence json
 );
 
 COMMENT ON TABLE webhook_probes IS 'Failed probes: requests that checked whether a receiver works again. They use up no attempt of their deliveries. The newest 100 per delivery are kept. A probe that succeeds counts as the attempt.';
@@ -35,6 +37,10 @@ COMMENT ON COLUMN webhook_probes.http_status IS 'Status of the response; NULL if
 COMMENT ON COLUMN webhook_probes.response_body IS 'First RESPONSE_BODY_MAX bytes of the response body.';
 
 COMMENT ON COLUMN webhook_probes.error IS 'What went wrong, in words.';
+
+COMMENT ON COLUMN webhook_probes.error_kind IS 'The same in a word to count by.';
+
+COMMENT ON COLUMN webhook_probes.evidence IS 'As in webhook_queue.retry_0_evidence.';
 
 ALTER TABLE webhook_probes ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME webhook_probes_id_seq

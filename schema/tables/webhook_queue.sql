@@ -34,42 +34,56 @@ CREATE TABLE webhook_queue (
     retry_0_http_status smallint,
     retry_0_response_body text,
     retry_0_error text,
+    retry_0_error_kind text,
+    retry_0_evidence json,
     retry_1_started_at timestamp with time zone,
     retry_1_completed_at timestamp with time zone,
     retry_1_duration_ms integer,
     retry_1_http_status smallint,
     retry_1_response_body text,
     retry_1_error text,
+    retry_1_error_kind text,
+    retry_1_evidence json,
     retry_2_started_at timestamp with time zone,
     retry_2_completed_at timestamp with time zone,
     retry_2_duration_ms integer,
     retry_2_http_status smallint,
     retry_2_response_body text,
     retry_2_error text,
+    retry_2_error_kind text,
+    retry_2_evidence json,
     retry_3_started_at timestamp with time zone,
     retry_3_completed_at timestamp with time zone,
     retry_3_duration_ms integer,
     retry_3_http_status smallint,
     retry_3_response_body text,
     retry_3_error text,
+    retry_3_error_kind text,
+    retry_3_evidence json,
     retry_4_started_at timestamp with time zone,
     retry_4_completed_at timestamp with time zone,
     retry_4_duration_ms integer,
     retry_4_http_status smallint,
     retry_4_response_body text,
     retry_4_error text,
+    retry_4_error_kind text,
+    retry_4_evidence json,
     retry_5_started_at timestamp with time zone,
     retry_5_completed_at timestamp with time zone,
     retry_5_duration_ms integer,
     retry_5_http_status smallint,
     retry_5_response_body text,
     retry_5_error text,
+    retry_5_error_kind text,
+    retry_5_evidence json,
     retry_6_started_at timestamp with time zone,
     retry_6_completed_at timestamp with time zone,
     retry_6_duration_ms integer,
     retry_6_http_status smallint,
     retry_6_response_body text,
     retry_6_error text,
+    retry_6_error_kind text,
+    retry_6_evidence json,
     CONSTRAINT "a failed or cancelled delivery, and no other, has a reason" CHECK (((status = ANY (ARRAY['failed'::text, 'cancelled'::text])) = (status_reason IS NOT NULL))),
     CONSTRAINT "a processing delivery is ready, a terminal one is not" CHECK (
 CASE
@@ -169,6 +183,10 @@ COMMENT ON COLUMN webhook_queue.retry_0_response_body IS 'Attempt 0: first RESPO
 
 COMMENT ON COLUMN webhook_queue.retry_0_error IS 'Attempt 0: what went wrong, in words; NULL if nothing went wrong.';
 
+COMMENT ON COLUMN webhook_queue.retry_0_error_kind IS 'Attempt 0: the kind of its error, to count by; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_0_evidence IS 'Attempt 0: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.';
+
 COMMENT ON COLUMN webhook_queue.retry_1_started_at IS 'Attempt 1: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_1_completed_at IS 'Attempt 1: when it ended.';
@@ -180,6 +198,10 @@ COMMENT ON COLUMN webhook_queue.retry_1_http_status IS 'Attempt 1: status of the
 COMMENT ON COLUMN webhook_queue.retry_1_response_body IS 'Attempt 1: first RESPONSE_BODY_MAX bytes of the response body.';
 
 COMMENT ON COLUMN webhook_queue.retry_1_error IS 'Attempt 1: what went wrong, in words; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_1_error_kind IS 'Attempt 1: the kind of its error, to count by; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_1_evidence IS 'Attempt 1: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.';
 
 COMMENT ON COLUMN webhook_queue.retry_2_started_at IS 'Attempt 2: when it began.';
 
@@ -193,6 +215,10 @@ COMMENT ON COLUMN webhook_queue.retry_2_response_body IS 'Attempt 2: first RESPO
 
 COMMENT ON COLUMN webhook_queue.retry_2_error IS 'Attempt 2: what went wrong, in words; NULL if nothing went wrong.';
 
+COMMENT ON COLUMN webhook_queue.retry_2_error_kind IS 'Attempt 2: the kind of its error, to count by; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_2_evidence IS 'Attempt 2: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.';
+
 COMMENT ON COLUMN webhook_queue.retry_3_started_at IS 'Attempt 3: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_3_completed_at IS 'Attempt 3: when it ended.';
@@ -204,6 +230,10 @@ COMMENT ON COLUMN webhook_queue.retry_3_http_status IS 'Attempt 3: status of the
 COMMENT ON COLUMN webhook_queue.retry_3_response_body IS 'Attempt 3: first RESPONSE_BODY_MAX bytes of the response body.';
 
 COMMENT ON COLUMN webhook_queue.retry_3_error IS 'Attempt 3: what went wrong, in words; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_3_error_kind IS 'Attempt 3: the kind of its error, to count by; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_3_evidence IS 'Attempt 3: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.';
 
 COMMENT ON COLUMN webhook_queue.retry_4_started_at IS 'Attempt 4: when it began.';
 
@@ -217,6 +247,10 @@ COMMENT ON COLUMN webhook_queue.retry_4_response_body IS 'Attempt 4: first RESPO
 
 COMMENT ON COLUMN webhook_queue.retry_4_error IS 'Attempt 4: what went wrong, in words; NULL if nothing went wrong.';
 
+COMMENT ON COLUMN webhook_queue.retry_4_error_kind IS 'Attempt 4: the kind of its error, to count by; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_4_evidence IS 'Attempt 4: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.';
+
 COMMENT ON COLUMN webhook_queue.retry_5_started_at IS 'Attempt 5: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_5_completed_at IS 'Attempt 5: when it ended.';
@@ -229,6 +263,10 @@ COMMENT ON COLUMN webhook_queue.retry_5_response_body IS 'Attempt 5: first RESPO
 
 COMMENT ON COLUMN webhook_queue.retry_5_error IS 'Attempt 5: what went wrong, in words; NULL if nothing went wrong.';
 
+COMMENT ON COLUMN webhook_queue.retry_5_error_kind IS 'Attempt 5: the kind of its error, to count by; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_5_evidence IS 'Attempt 5: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.';
+
 COMMENT ON COLUMN webhook_queue.retry_6_started_at IS 'Attempt 6: when it began.';
 
 COMMENT ON COLUMN webhook_queue.retry_6_completed_at IS 'Attempt 6: when it ended.';
@@ -240,3 +278,7 @@ COMMENT ON COLUMN webhook_queue.retry_6_http_status IS 'Attempt 6: status of the
 COMMENT ON COLUMN webhook_queue.retry_6_response_body IS 'Attempt 6: first RESPONSE_BODY_MAX bytes of the response body.';
 
 COMMENT ON COLUMN webhook_queue.retry_6_error IS 'Attempt 6: what went wrong, in words; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_6_error_kind IS 'Attempt 6: the kind of its error, to count by; NULL if nothing went wrong.';
+
+COMMENT ON COLUMN webhook_queue.retry_6_evidence IS 'Attempt 6: address (ip:port that was called), first_byte_ms, headers of the response (bounded), body_cut; each if it is known.';

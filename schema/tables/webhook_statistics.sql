@@ -9,7 +9,7 @@ CREATE TABLE webhook_statistics (
     duration_ms integer NOT NULL,
     occurrences bigint NOT NULL,
     duration_total_ms bigint NOT NULL,
-    CONSTRAINT "a fact is a final status or a kind of attempt" CHECK ((fact = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'attempt'::text, 'retry'::text])))
+    CONSTRAINT "a fact is a final status, a kind of attempt, or a kind of error" CHECK (((fact = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'attempt'::text, 'retry'::text])) OR starts_with(fact, 'error_'::text)))
 );
 
 COMMENT ON TABLE webhook_statistics IS 'Counts of terminal deliveries and their attempts. webhook_statistics_progress shows which deliveries are counted.';
@@ -18,7 +18,7 @@ COMMENT ON COLUMN webhook_statistics.config_id IS 'The endpoint; 0 for all endpo
 
 COMMENT ON COLUMN webhook_statistics.period_start IS 'The start of the period in which the deliveries became terminal.';
 
-COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled counts deliveries; attempt counts first attempts, retry counts later ones.';
+COMMENT ON COLUMN webhook_statistics.fact IS 'completed, failed or cancelled counts deliveries; attempt counts first attempts, retry counts later ones; error_ with a kind counts attempts with an error of this kind.';
 
 COMMENT ON COLUMN webhook_statistics.duration_ms IS 'Duration of the attempts in milliseconds, to three significant digits; -1 if there is none.';
 

@@ -166,7 +166,7 @@ impl Deliver {
         let probe = delivery.probe.then_some(lease);
         let finished = judged(delivery, ended, endpoint);
         report(&finished);
-        if let AttemptOutcome::NotSent { error: fault } = &finished.outcome
+        if let AttemptOutcome::NotSent { error: fault, .. } = &finished.outcome
             && finished.verdict == Verdict::WaitsOn
         {
             // before the outcome is written, because the delivery is tried again at once after that
@@ -193,7 +193,7 @@ impl Deliver {
         let FinishedAttempt { queue_id, config_id, number: attempt, .. } = outcome.attempt;
         let (mut backoff, mut bare) = (STORE_BACKOFF, false);
         loop {
-            let bytes = outcome.attempt.outcome.body().map_or(0, str::len) + 256;
+            let bytes = outcome.attempt.outcome.text_bytes() + 256;
             let settled = if self.ledger.is_wanted(config_id) {
                 self.outcomes.process_when_room(outcome.clone(), bytes).await
             } else {
@@ -315,6 +315,9 @@ fn report(finished: &FinishedAttempt) {
         (AttemptOutcome::Unknown, _) => "unknown",
     };
     metrics::counter!("webhook_attempts_total", "outcome" => outcome).increment(1);
+    if let Some(kind) = finished.outcome.error_kind() {
+        metrics::counter!("webhook_attempt_errors_total", "kind" => kind.as_str()).increment(1);
+    }
     if let Some(duration) = finished.times.duration() {
         metrics::histogram!("webhook_attempt_duration_seconds").record(duration);
     }

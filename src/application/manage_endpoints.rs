@@ -9,8 +9,8 @@ use super::directory::EndpointDirectory;
 use super::ports::{Change, CircuitStore, EndpointStore, StoreError};
 use super::wakeup::Wakeup;
 use crate::domain::access::{Action, Operator};
-use crate::domain::address::AddressPolicy;
 use crate::domain::circuit::CircuitState;
+use crate::domain::egress::Egress;
 use crate::domain::endpoint::{Endpoint, EndpointId, EndpointUrl};
 use crate::domain::endpoint_settings::{EndpointParts, EndpointSettings};
 use crate::domain::invalid::{Faults, Invalid};
@@ -40,7 +40,7 @@ pub struct ManageEndpoints {
     store: Arc<dyn EndpointStore>,
     circuits: Arc<dyn CircuitStore>,
     directory: Arc<EndpointDirectory>,
-    addresses: AddressPolicy,
+    egress: Egress,
     timeout_max: Duration,
     wakeup: Arc<Wakeup>,
 }
@@ -51,11 +51,11 @@ impl ManageEndpoints {
         store: Arc<dyn EndpointStore>,
         circuits: Arc<dyn CircuitStore>,
         directory: Arc<EndpointDirectory>,
-        addresses: AddressPolicy,
+        egress: Egress,
         timeout_max: Duration,
         wakeup: Arc<Wakeup>,
     ) -> Self {
-        Self { store, circuits, directory, addresses, timeout_max, wakeup }
+        Self { store, circuits, directory, egress, timeout_max, wakeup }
     }
 
     /// The longest time limit that an endpoint may set.
@@ -74,7 +74,7 @@ impl ManageEndpoints {
         let timeout_ms = parts.timeout_ms;
         let settings = EndpointSettings::parse(parts)?;
         self.check_timeout(timeout_ms)?;
-        self.check_addresses(&settings.urls().collect::<Vec<_>>())?;
+        self.check_urls(&settings.urls().collect::<Vec<_>>())?;
         let change = Change::new(by, Action::RegisterConfig).to(settings.for_the_record());
         Ok(self.store.register(&settings, &change).await?)
     }
@@ -126,7 +126,7 @@ impl ManageEndpoints {
             let current = self.show(id).await?;
             let settings = current.settings.changed(parts.clone())?;
             self.check_timeout(parts.timeout_ms)?;
-            self.check_addresses(&settings.urls_that_differ(&current.settings))?;
+            self.check_urls(&settings.urls_that_differ(&current.settings))?;
             let change = Change::new(by, Action::ChangeConfig)
                 .from(current.settings.for_the_record())
                 .to(settings.for_the_record());
@@ -187,11 +187,11 @@ impl ManageEndpoints {
         }
     }
 
-    /// Refuses IP addresses that the sender would refuse. Host names are checked at each attempt.
-    fn check_addresses(&self, urls: &[(&'static str, &EndpointUrl)]) -> Result<(), Invalid> {
+    /// Refuses URLs that the sender would refuse. Host names are checked at each attempt.
+    fn check_urls(&self, urls: &[(&'static str, &EndpointUrl)]) -> Result<(), Invalid> {
         let mut faults = Faults::default();
         for (field, url) in urls {
-            if let Err(forbidden) = self.addresses.check_literal(url.url()) {
+            if let Err(forbidden) = self.egress.check(url.url()) {
                 faults.push(*field, forbidden.to_string());
             }
         }

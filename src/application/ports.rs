@@ -2,7 +2,7 @@
 
 #![warn(missing_docs)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::domain::delivery::{
 };
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::EndpointSettings;
+use crate::domain::error_kind::ErrorKind;
 use crate::domain::event::EventType;
 use crate::domain::held::Held;
 
@@ -308,6 +309,8 @@ pub struct Statistics {
     pub attempts: u64,
     /// Attempts after the first.
     pub retries: u64,
+    /// Attempts by the kind of their error.
+    pub errors: BTreeMap<ErrorKind, u64>,
     /// How long attempts took; `None` if there were none.
     pub duration_ms: Option<Durations>,
     /// How long the oldest claimable delivery has waited; `None` if there is none.

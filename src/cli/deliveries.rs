@@ -210,7 +210,16 @@ pub async fn show(args: &ShowArgs, application: &Application, json: bool) -> any
     delivery["url_params"] = url_params.get().into();
     let attempts = delivery.as_object_mut().and_then(|object| object.remove("attempts")).unwrap_or_default();
     say(fields_table(&delivery)?)?;
-    let columns = ["attempt", "probe", "started_at", "duration_ms", "http_status", "error", "response_body"];
+    let columns = [
+        "attempt",
+        "probe",
+        "started_at",
+        "duration_ms",
+        "http_status",
+        "error_kind",
+        "error",
+        "response_body",
+    ];
     let mut rows = table(&columns);
     for attempt in attempts.as_array().into_iter().flatten() {
         rows.add_row(columns.map(|column| plain(&attempt[column])));

@@ -1,5 +1,7 @@
 //! Deliveries and their attempts, as they are shown.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,6 +10,8 @@ use uuid::Uuid;
 use super::schemas;
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, QueueId};
+use crate::domain::error_kind::ErrorKind;
+use crate::domain::evidence::ResponseHeaders;
 
 /// A delivery with its attempts.
 #[derive(Debug, Serialize, ToSchema)]
@@ -100,6 +104,18 @@ pub struct AttemptView {
     response_body: Option<String>,
     /// Why it failed; `null` if it succeeded.
     error: Option<String>,
+    /// The same in a word to count by.
+    #[schema(schema_with = schemas::error_kind)]
+    error_kind: Option<&'static str>,
+    /// The IP address and port that were called; `null` if none was, or several and none of them answered.
+    #[schema(example = "93.184.216.34:443")]
+    remote_address: Option<String>,
+    /// From the start of the attempt until the head of the answer was there, in milliseconds; `null` if it did not come.
+    first_byte_ms: Option<i32>,
+    /// The answer's headers without cookies: at most 32, with at most 2048 bytes. `null` if no answer came.
+    response_headers: Option<BTreeMap<String, String>>,
+    /// Whether `response_body` is only the start of the body, or its end was not read; `null` if no answer came.
+    body_cut: Option<bool>,
 }
 
 impl From<Attempt> for AttemptView {
@@ -113,6 +129,11 @@ impl From<Attempt> for AttemptView {
             http_status: attempt.http_status,
             response_body: attempt.response_body,
             error: attempt.error,
+            error_kind: attempt.error_kind.map(ErrorKind::as_str),
+            remote_address: attempt.evidence.address.map(|address| address.to_string()),
+            first_byte_ms: attempt.evidence.first_byte_ms,
+            response_headers: attempt.evidence.headers.map(ResponseHeaders::into_map),
+            body_cut: attempt.evidence.body_cut,
         }
     }
 }

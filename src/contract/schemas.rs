@@ -6,6 +6,7 @@ use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Schem
 
 use crate::domain::delivery::DeliveryStatus;
 use crate::domain::endpoint::{HEADER_VALUE_BYTES_MAX, HEADERS_MAX};
+use crate::domain::error_kind::ErrorKind;
 use crate::domain::event::EventType;
 use crate::domain::url_params::PARAMS_MAX;
 
@@ -39,6 +40,24 @@ pub fn status() -> Object {
     one_of(DeliveryStatus::ALL.map(DeliveryStatus::as_str))
         .description(Some(meanings.join("; ") + "."))
         .examples([json!("pending")])
+        .build()
+}
+
+/// Why an attempt failed.
+pub fn error_kind() -> Object {
+    let words = ErrorKind::ALL.iter().map(|kind| Value::from(kind.as_str())).chain([Value::Null]);
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+        .enum_values(Some(words))
+        .description(Some(
+            "Why it failed, or why its answer is incomplete, in a word to count by. `dns`: the name leads nowhere; \
+             `connect`: no connection; `tls`: no TLS, or a certificate that is refused; `timeout`: too slow; `reset`: the \
+             receiver ended the connection too early; `protocol`: what came is not HTTP; `http_status`: it answered \
+             another status than 2xx; `outcome_unknown`: the worker was lost; `invalid_url`: the URL cannot be called. \
+             Nothing was sent if a setting forbids it: `address_not_allowed`, `port_not_allowed`, `https_required`. \
+             `null`: nothing went wrong.",
+        ))
+        .examples([json!("timeout")])
         .build()
 }
 

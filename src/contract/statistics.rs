@@ -1,5 +1,6 @@
 //! Statistics: what is asked for, and the counts that answer it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -47,6 +48,9 @@ pub struct StatisticsView {
     /// Attempts that succeeded among all attempts, from 0 to 1; `null` if there are none. Unlike `success_rate` it falls
     /// with each failure, also while a delivery is still retried. Failed probes are no attempts.
     attempt_success_rate: Option<f64>,
+    /// Attempts by the kind of their error (`error_kind`), without kinds that did not occur. An attempt that succeeded is among
+    /// them if the body of its answer broke off.
+    errors: BTreeMap<&'static str, u64>,
     /// What attempts took; `null` if there were none.
     duration_ms: Option<DurationsView>,
     /// How long the oldest delivery has waited that could be claimed now; `null` if there is none.
@@ -117,6 +121,7 @@ impl From<Statistics> for StatisticsView {
             success_rate: (ended > 0).then(|| completed as f64 / ended as f64),
             // the last attempt of a completed delivery has succeeded, and no other
             attempt_success_rate: (attempts > 0).then(|| completed as f64 / attempts as f64),
+            errors: statistics.errors.into_iter().map(|(kind, count)| (kind.as_str(), count)).collect(),
             duration_ms: statistics.duration_ms.map(|d| DurationsView {
                 avg: d.avg,
                 p50: d.p50,

@@ -1,8 +1,12 @@
 //! Attempts: the single HTTP requests of a delivery, each with its outcome.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+
+use super::error_kind::ErrorKind;
+use super::evidence::Evidence;
 
 /// The error text of an attempt whose outcome nobody can know.
 pub const OUTCOME_UNKNOWN: &str = "lease expired, outcome unknown";
@@ -16,6 +20,10 @@ pub enum AttemptOutcome {
     Unanswered {
         /// The reason in words, without the query of the URL.
         error: String,
+        /// The reason in a word.
+        kind: ErrorKind,
+        /// The address that was called, if it is known.
+        address: Option<SocketAddr>,
     },
     /// The worker that made the attempt never reported how it ended.
     Unknown,
@@ -24,6 +32,8 @@ pub enum AttemptOutcome {
     NotSent {
         /// The reason in words, without the query of the URL.
         error: String,
+        /// The reason in a word.
+        kind: ErrorKind,
     },
 }
 
@@ -48,7 +58,18 @@ pub struct Answer {
     /// How long the receiver asks to be left alone, from `Retry-After`.
     pub retry_after: Option<Duration>,
     /// Why the body could not be read to its end; `None` if it was. The status counts in both cases.
-    pub broken_off: Option<String>,
+    pub broken_off: Option<BrokenOff>,
+    /// Where it came from, and what came with it.
+    pub evidence: Evidence,
+}
+
+/// Why a body could not be read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokenOff {
+    /// In words.
+    pub error: String,
+    /// In a word.
+    pub kind: ErrorKind,
 }
 
 impl AttemptOutcome {
@@ -81,11 +102,16 @@ impl AttemptOutcome {
         match self {
             Self::Answered(answer) => Self::Answered(Answer {
                 body: String::new(),
-                broken_off: answer.broken_off.map(|_| "the response broke off".into()),
+                broken_off: answer
+                    .broken_off
+                    .map(|cause| BrokenOff { error: "the response broke off".into(), ..cause }),
+                evidence: answer.evidence.without_text(),
                 ..answer
             }),
-            Self::Unanswered { .. } => Self::Unanswered { error: "no answer".into() },
-            Self::NotSent { .. } => Self::NotSent { error: "nothing was sent".into() },
+            Self::Unanswered { kind, address, .. } => {
+                Self::Unanswered { error: "no answer".into(), kind, address }
+            }
+            Self::NotSent { kind, .. } => Self::NotSent { error: "nothing was sent".into(), kind },
             Self::Unknown => Self::Unknown,
         }
     }
@@ -101,13 +127,46 @@ impl AttemptOutcome {
     /// What went wrong, in words; `None` if nothing did.
     pub fn error(&self) -> Option<String> {
         match self {
-            Self::Answered(Answer { broken_off: Some(error), .. })
-            | Self::Unanswered { error }
-            | Self::NotSent { error } => Some(error.clone()),
+            Self::Answered(Answer { broken_off: Some(BrokenOff { error, .. }), .. })
+            | Self::Unanswered { error, .. }
+            | Self::NotSent { error, .. } => Some(error.clone()),
             Self::Answered(Answer { status: 200..=299, .. }) => None,
             Self::Answered(Answer { status: 300..=399, .. }) => Some("redirects are not followed".into()),
             Self::Answered(answer) => Some(format!("the receiver answered {}", answer.status)),
             Self::Unknown => Some(OUTCOME_UNKNOWN.into()),
+        }
+    }
+
+    /// What went wrong, in a word to count by; `None` if nothing did.
+    pub fn error_kind(&self) -> Option<ErrorKind> {
+        match self {
+            Self::Answered(Answer { broken_off: Some(BrokenOff { kind, .. }), .. })
+            | Self::Unanswered { kind, .. }
+            | Self::NotSent { kind, .. } => Some(*kind),
+            Self::Answered(Answer { status: 200..=299, .. }) => None,
+            Self::Answered(_) => Some(ErrorKind::HttpStatus),
+            Self::Unknown => Some(ErrorKind::OutcomeUnknown),
+        }
+    }
+
+    /// What settles a dispute; `None` if nothing is known.
+    pub fn evidence(&self) -> Option<Evidence> {
+        let evidence = match self {
+            Self::Answered(answer) => answer.evidence.clone(),
+            Self::Unanswered { address, .. } => Evidence::of_address(*address),
+            Self::Unknown | Self::NotSent { .. } => return None,
+        };
+        (!evidence.is_empty()).then_some(evidence)
+    }
+
+    /// About how many bytes of text it holds.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::Answered(Answer { body, evidence, .. }) => {
+                body.len() + evidence.headers.as_ref().map_or(0, super::evidence::ResponseHeaders::bytes)
+            }
+            Self::Unanswered { error, .. } | Self::NotSent { error, .. } => error.len(),
+            Self::Unknown => 0,
         }
     }
 }
@@ -131,4 +190,8 @@ pub struct Attempt {
     pub response_body: Option<String>,
     /// What went wrong, in words.
     pub error: Option<String>,
+    /// The same, in a word.
+    pub error_kind: Option<ErrorKind>,
+    /// What settles a dispute.
+    pub evidence: Evidence,
 }

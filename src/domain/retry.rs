@@ -234,9 +234,16 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::*;
+    use crate::domain::error_kind::ErrorKind;
+    use crate::domain::evidence::Evidence;
 
     fn answered(status: u16, retry_after: Option<Duration>) -> AttemptOutcome {
-        AttemptOutcome::Answered(Answer { status, body: String::new(), retry_after, broken_off: None })
+        let (body, evidence) = (String::new(), Evidence::default());
+        AttemptOutcome::Answered(Answer { status, body, retry_after, broken_off: None, evidence })
+    }
+
+    fn unanswered() -> AttemptOutcome {
+        AttemptOutcome::Unanswered { error: "timeout".into(), kind: ErrorKind::Timeout, address: None }
     }
 
     fn judge(number: u8, outcome: &AttemptOutcome) -> Verdict {
@@ -271,22 +278,19 @@ mod tests {
         for failing in [302, 401, 404, 429, 500, 503] {
             assert_eq!(judge(answered(failing, None)), Verdict::WaitsOn, "{failing}");
         }
-        assert_eq!(judge(AttemptOutcome::Unanswered { error: "refused".into() }), Verdict::WaitsOn);
+        assert_eq!(judge(unanswered()), Verdict::WaitsOn);
     }
 
     #[test]
     fn what_was_never_sent_uses_up_no_attempt() {
-        let not_sent = AttemptOutcome::NotSent { error: "no name server answers".into() };
+        let not_sent =
+            AttemptOutcome::NotSent { error: "no name server answers".into(), kind: ErrorKind::Dns };
         assert_eq!(judge(6, &not_sent), Verdict::WaitsOn);
     }
 
     #[test]
     fn the_last_retry_is_followed_by_nothing() {
-        for outcome in [
-            answered(500, None),
-            AttemptOutcome::Unanswered { error: "timeout".into() },
-            AttemptOutcome::Unknown,
-        ] {
+        for outcome in [answered(500, None), unanswered(), AttemptOutcome::Unknown] {
             assert!(matches!(judge(5, &outcome), Verdict::RetryIn(_)));
             assert_eq!(judge(6, &outcome), Verdict::DeadLetter(DeadLetterReason::RetriesExhausted));
         }

@@ -7,6 +7,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::error_kind::ErrorKind;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
     /// Only grows.
@@ -60,6 +62,11 @@ pub const METRICS: &[Metric] = &[
         ],
     ),
     counter(
+        "webhook_attempt_errors_total",
+        "Attempts that failed, or whose answer is incomplete, by kind of error (error_kind in the audit)",
+        ERROR_KINDS,
+    ),
+    counter(
         "webhook_deliveries_total",
         "Deliveries by final status",
         &[&[("status", "completed")], &[("status", "failed")], &[("status", "cancelled")]],
@@ -110,6 +117,21 @@ pub const METRICS: &[Metric] = &[
             &[("pool", "requests"), ("state", "idle")],
         ],
     ),
+];
+
+const ERROR_KINDS: LabelSets = &[
+    &[("kind", ErrorKind::AddressNotAllowed.as_str())],
+    &[("kind", ErrorKind::Connect.as_str())],
+    &[("kind", ErrorKind::Dns.as_str())],
+    &[("kind", ErrorKind::HttpStatus.as_str())],
+    &[("kind", ErrorKind::HttpsRequired.as_str())],
+    &[("kind", ErrorKind::InvalidUrl.as_str())],
+    &[("kind", ErrorKind::OutcomeUnknown.as_str())],
+    &[("kind", ErrorKind::PortNotAllowed.as_str())],
+    &[("kind", ErrorKind::Protocol.as_str())],
+    &[("kind", ErrorKind::Reset.as_str())],
+    &[("kind", ErrorKind::Timeout.as_str())],
+    &[("kind", ErrorKind::Tls.as_str())],
 ];
 
 type LabelSets = &'static [&'static [(&'static str, &'static str)]];

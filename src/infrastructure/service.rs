@@ -30,7 +30,7 @@ use crate::application::manage_endpoints::ManageEndpoints;
 use crate::application::wakeup::Wakeup;
 use crate::application::workers::WorkerPool;
 use crate::application::workers::ledger::Ledger;
-use crate::domain::address::AddressPolicy;
+use crate::domain::egress::Egress;
 
 /// How long an enqueue may take before the API answers with 503.
 const ENQUEUE_PATIENCE: Duration = Duration::from_millis(1800);
@@ -80,7 +80,7 @@ struct Parts {
     directory: Arc<EndpointDirectory>,
     wakeup: Arc<Wakeup>,
     duties: Arc<Duties>,
-    addresses: AddressPolicy,
+    egress: Egress,
 }
 
 impl Parts {
@@ -91,7 +91,7 @@ impl Parts {
             store,
             wakeup: Arc::default(),
             duties: Arc::default(),
-            addresses: AddressPolicy::new(settings.egress_allow.clone()),
+            egress: settings.egress(),
         }
     }
 
@@ -100,7 +100,8 @@ impl Parts {
             timeout: settings.http_timeout,
             response_bytes_max: settings.response_bytes_max,
             idle_connections_max: settings.workers.leases_max(),
-            addresses: self.addresses.clone(),
+            egress: self.egress.clone(),
+            name_servers: settings.name_servers.clone(),
         })?;
         let circuits = Circuits::new(self.store.clone(), self.wakeup.clone());
         let ledger = Ledger::new(settings.workers.leases_max(), self.wakeup.clone());
@@ -125,7 +126,7 @@ impl Parts {
     }
 
     fn assemble(self, settings: &Settings, workers: Option<Arc<WorkerPool>>) -> Application {
-        let Self { store, directory, wakeup, duties, addresses } = self;
+        let Self { store, directory, wakeup, duties, egress } = self;
         let enqueue = Arc::new(Enqueue::start(
             directory.clone(),
             store.clone(),
@@ -147,7 +148,7 @@ impl Parts {
                 store.clone(),
                 store,
                 directory,
-                addresses,
+                egress,
                 settings.http_timeout,
                 wakeup.clone(),
             )),

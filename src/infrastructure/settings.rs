@@ -1,7 +1,7 @@
 //! Settings: from the environment, then `.env`, then defaults. Unknown or contradictory ones are refused at start.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,6 +13,8 @@ use ipnet::IpNet;
 use super::logs::LogFormat;
 use super::postgres::{Hosts, HostsError};
 use crate::application::workers::WorkerSettings;
+use crate::domain::address::AddressPolicy;
+use crate::domain::egress::Egress;
 use crate::domain::endpoint_settings::TIMEOUT_MAX;
 
 /// A lease term must exceed the time limit of an attempt by this much, to leave time to record the outcome.
@@ -29,7 +31,7 @@ pub struct Setting {
 }
 
 /// All settings, in the order of `.env.example`.
-pub const SETTINGS: [Setting; 19] = [
+pub const SETTINGS: [Setting; 22] = [
     setting(
         "DATABASE_URL",
         "",
@@ -77,6 +79,17 @@ pub const SETTINGS: [Setting; 19] = [
         "",
         "non-public networks that may be called, comma-separated, such as 127.0.0.0/8",
     ),
+    setting(
+        "EGRESS_PORTS_ALLOW",
+        "",
+        "ports of other protocols that receivers may have all the same, comma-separated, such as 6000",
+    ),
+    setting("HTTPS_ONLY", "false", "true: receivers must use https"),
+    setting(
+        "EGRESS_DNS",
+        "",
+        "name servers that resolve receivers' names, comma-separated, such as 10.0.0.2; unset: the system's",
+    ),
     setting("ARCHIVE_RETENTION", "90d", "how long terminal deliveries are kept; at least 1d"),
     setting(
         "READY_AGE_MAX",
@@ -94,6 +107,9 @@ pub const SETTINGS: [Setting; 19] = [
 const fn setting(name: &'static str, default: &'static str, meaning: &'static str) -> Setting {
     Setting { name, default, meaning }
 }
+
+/// Where a name server listens if its address names no port.
+const DNS_PORT: u16 = 53;
 
 /// Prefixes of variables that other programs read from the same `.env`.
 const FOREIGN_PREFIXES: [&str; 5] = ["POSTGRES_", "PG", "COMPOSE_", "DOCKER_", "RUST_"];
@@ -139,6 +155,12 @@ pub struct Settings {
     pub response_bytes_max: usize,
     /// Non-public networks that may be called.
     pub egress_allow: Vec<IpNet>,
+    /// Ports of other protocols that receivers may have all the same.
+    pub egress_ports_allow: Vec<u16>,
+    /// Whether receivers must use https.
+    pub https_only: bool,
+    /// The name servers that resolve receivers' names; empty: those of the system.
+    pub name_servers: Vec<SocketAddr>,
     /// How long terminal deliveries are kept.
     pub archive_retention: Duration,
     /// The service is not ready while the oldest ready delivery is older than this.
@@ -188,6 +210,12 @@ impl Settings {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         Self::from_sources(file, environment)
+    }
+
+    /// Where requests to receivers may go.
+    pub fn egress(&self) -> Egress {
+        let addresses = AddressPolicy::new(self.egress_allow.clone());
+        Egress::new(addresses, self.egress_ports_allow.clone(), self.https_only)
     }
 
     /// Reads settings from the lines of a file and from an environment. The environment takes precedence.
@@ -341,6 +369,12 @@ impl Source {
             http_timeout,
             response_bytes_max: self.number("RESPONSE_BODY_MAX", 0..=65_536)?,
             egress_allow: self.networks("EGRESS_ALLOW")?,
+            egress_ports_allow: self
+                .list("EGRESS_PORTS_ALLOW", "ports such as 6000,10080", |part| part.parse().ok())?,
+            https_only: self.parse("HTTPS_ONLY", "true or false")?,
+            name_servers: self.list("EGRESS_DNS", "addresses such as 10.0.0.2 or 10.0.0.2:5353", |part| {
+                part.parse().ok().or_else(|| Some(SocketAddr::new(part.parse().ok()?, DNS_PORT)))
+            })?,
             archive_retention: self.duration(
                 "ARCHIVE_RETENTION",
                 Duration::from_hours(24),
@@ -417,13 +451,22 @@ impl Source {
     }
 
     fn networks(&self, name: &'static str) -> Result<Vec<IpNet>, SettingsError> {
+        self.list(name, "networks such as 127.0.0.0/8,10.1.0.0/16", |part| {
+            part.parse().ok().or_else(|| part.parse::<IpAddr>().ok().map(IpNet::from))
+        })
+    }
+
+    /// The parts between commas.
+    fn list<T>(
+        &self,
+        name: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Vec<T>, SettingsError> {
         let text = self.text(name)?;
-        let networks = text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
-            let network =
-                part.parse::<IpNet>().or_else(|_| part.parse::<std::net::IpAddr>().map(IpNet::from));
-            network.map_err(|_| SettingsError::new(name, "must be networks such as 127.0.0.0/8,10.1.0.0/16"))
-        });
-        networks.collect()
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let fault = || SettingsError::new(name, format!("must be {expected}"));
+        parts.map(|part| parse(part).ok_or_else(fault)).collect()
     }
 
     fn log_level(&self, name: &'static str) -> Result<String, SettingsError> {
@@ -476,6 +519,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_server_has_the_usual_port_unless_it_names_another() {
+        let settings = load(&[("EGRESS_DNS", "10.0.0.2, 10.0.0.3:5353,::1")]).unwrap();
+        assert_eq!(
+            settings.name_servers,
+            ["10.0.0.2:53", "10.0.0.3:5353", "[::1]:53"].map(|a| a.parse().unwrap())
+        );
+        assert_eq!(load(&[]).unwrap().name_servers, []);
+    }
+
+    #[test]
     fn the_environment_takes_precedence_over_the_file_and_empty_counts_as_unset() {
         let file =
             BTreeMap::from([("WORKER_COUNT".into(), "3".into()), ("WORKER_BATCH_SIZE".into(), "7".into())]);
@@ -498,6 +551,10 @@ mod tests {
             ("AUTH", "basic"),
             ("METRICS_AUTH", "read"),
             ("DOCS", "yes"),
+            ("EGRESS_PORTS_ALLOW", "smtp"),
+            ("EGRESS_PORTS_ALLOW", "65536"),
+            ("HTTPS_ONLY", "yes"),
+            ("EGRESS_DNS", "dns.example"),
             ("LOG_LEVEL", "loud"),
             ("LOG_FORMAT", "xml"),
             ("DATABASE_URL", "mysql://u:s3cret@h/d"),

@@ -280,6 +280,15 @@ fn check_answer(heading: &str, rows: &[Value], story: &Story) {
                 assert!(0 <= p50 && p50 <= p95 && p95 <= max, "{row}");
             }
         }
+        "What went wrong today, by config and kind of error?" => {
+            let expected = json!([
+                ["refunds", "http_status", 4],
+                ["shop", "http_status", 1],
+                ["interrupted", "outcome_unknown", 1],
+                ["interrupted for good", "outcome_unknown", 1],
+            ]);
+            assert_eq!(columns(&["name", "error_kind", "attempts"]), expected);
+        }
         "Which attempts have an unknown outcome?" => {
             let found: BTreeSet<_> =
                 rows.iter().map(|row| (row["queue_id"].as_str().unwrap(), row["attempt"].as_i64())).collect();
@@ -647,7 +656,7 @@ async fn impossible_rows_are_refused() {
             config("circuit_state = 'half_open', circuit_reason = 'r'"),
         ),
         (
-            "a fact is a final status or a kind of attempt",
+            "a fact is a final status, a kind of attempt, or a kind of error",
             "insert into webhook_statistics values (0, now(), 'pending', -1, 1, 0)".to_owned(),
         ),
         (

@@ -22,7 +22,7 @@ const TIMEOUT_MS: u64 = 700;
 /// How much longer an attempt may last: what has arrived is read after a pause, and machines are busy.
 const GRACE_MS: u64 = 5_000;
 /// What a process that talks to all of them may have in memory at its highest.
-const MEMORY_MB_MAX: u64 = 200;
+pub const MEMORY_MB_MAX: u64 = 200;
 
 async fn service() -> (Process, ApiClient) {
     let process = Process::start(command(&TestDatabase::new().await, &["serve"]));
@@ -31,7 +31,7 @@ async fn service() -> (Process, ApiClient) {
 }
 
 /// The only attempt of a delivery to this URL, with the delivery's final status.
-async fn attempt_at(api: &ApiClient, url: &str) -> (String, Value) {
+pub async fn attempt_at(api: &ApiClient, url: &str) -> (String, Value) {
     let config = api.register(url, json!({"timeout_ms": TIMEOUT_MS, "max_retries": 0})).await;
     let queue_id = api.credit(config).await;
     let ended = crate::support::eventually(&format!("an end at {url}"), async || {
@@ -42,11 +42,13 @@ async fn attempt_at(api: &ApiClient, url: &str) -> (String, Value) {
     .await;
     assert_eq!(ended["attempts"].as_array().unwrap().len(), 1, "{ended}");
     let attempt = ended["attempts"][0].clone();
+    let port = url.rsplit(':').next().unwrap();
+    assert_eq!(attempt["remote_address"], format!("127.0.0.1:{port}"), "{url}: {attempt}");
     assert!(attempt["duration_ms"].as_u64().unwrap() < TIMEOUT_MS + GRACE_MS, "{url}: {attempt}");
     (ended["status"].as_str().unwrap().to_owned(), attempt)
 }
 
-fn memory_at_its_highest_mb(process: &Process) -> u64 {
+pub fn memory_at_its_highest_mb(process: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() / 1024
@@ -166,6 +168,17 @@ fn kinds(redirect: &'static [u8]) -> Vec<Kind> {
     ]
 }
 
+/// The kind of error that the audit shows for one of [`kinds`].
+fn error_kind(name: &str) -> Option<&'static str> {
+    match name {
+        "an endless body" | "a bomb" | "a nul in the body" => None,
+        "a body in drops" | "headers in drops" | "1xx without end" | "silence" => Some("timeout"),
+        "a reset" | "no answer and the end" => Some("reset"),
+        "status 999" | "a redirect" | "another protocol on request" => Some("http_status"),
+        _ => Some("protocol"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_receiver_answers_the_attempt_ends_in_time_and_in_bounded_memory() {
     let (process, api) = service().await;
@@ -185,6 +198,7 @@ async fn whatever_a_receiver_answers_the_attempt_ends_in_time_and_in_bounded_mem
             Some(error) => assert!(attempt["error"].as_str().unwrap().contains(error), "{name}: {attempt}"),
             None => assert_eq!(attempt["error"], Value::Null, "{name}"),
         }
+        assert_eq!(attempt["error_kind"], json!(error_kind(name)), "{name}: {attempt}");
         let (neighbour, _) = attempt_at(&api, &good.url).await;
         assert_eq!(neighbour, "completed", "beside {name}");
     }
@@ -274,6 +288,7 @@ async fn a_certificate_that_proves_nothing_is_refused_and_one_of_a_trusted_autho
             Some(error) => {
                 assert_eq!(status, "failed", "{name}");
                 assert!(attempt["error"].as_str().unwrap().contains(error), "{name}: {attempt}");
+                assert_eq!(attempt["error_kind"], "tls", "{name}: {attempt}");
             }
         }
     }
@@ -297,5 +312,7 @@ async fn a_handshake_that_stalls_or_makes_no_sense_ends_in_time() {
         let (status, attempt) = attempt_at(&api, &url).await;
         assert_eq!(status, "failed", "{name}");
         assert!(attempt["error"].as_str().unwrap().contains(error), "{name}: {attempt}");
+        let kind = if error == "timed out" { "timeout" } else { "tls" };
+        assert_eq!(attempt["error_kind"], kind, "{name}: {attempt}");
     }
 }

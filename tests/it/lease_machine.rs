@@ -25,6 +25,7 @@ use webhook_processor::domain::delivery::{
 };
 use webhook_processor::domain::endpoint::{Endpoint, EndpointId};
 use webhook_processor::domain::event::{Event, EventParts};
+use webhook_processor::domain::evidence::Evidence;
 use webhook_processor::domain::retry::{DeadLetterReason, Verdict};
 use webhook_processor::infrastructure::postgres::Database;
 
@@ -338,6 +339,7 @@ impl Machine {
                     body: text(finished.lease, answer),
                     retry_after: None,
                     broken_off: None,
+                    evidence: Evidence::default(),
                 })
             }),
             verdict: match finished.ending {

@@ -17,7 +17,9 @@ use webhook_processor::domain::delivery::{
     AttemptTimes, FinishedAttempt, LeasedDelivery, NewDelivery, QueueId, Work, WorkerId,
 };
 use webhook_processor::domain::endpoint::EndpointId;
+use webhook_processor::domain::error_kind::ErrorKind;
 use webhook_processor::domain::event::{Event, EventParts};
+use webhook_processor::domain::evidence::Evidence;
 use webhook_processor::domain::retry::Verdict;
 use webhook_processor::infrastructure::postgres::Database;
 use webhook_processor::infrastructure::service::Role;
@@ -68,6 +70,7 @@ fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
             body: "ok".into(),
             retry_after: None,
             broken_off: None,
+            evidence: Evidence::default(),
         }),
         verdict: Verdict::Completed,
     }
@@ -75,7 +78,7 @@ fn delivered(delivery: &LeasedDelivery) -> FinishedAttempt {
 
 /// An attempt that used up nothing: its request never left this machine.
 fn not_sent(delivery: &LeasedDelivery) -> FinishedAttempt {
-    let outcome = AttemptOutcome::NotSent { error: "no name server answers".into() };
+    let outcome = AttemptOutcome::NotSent { error: "no name server answers".into(), kind: ErrorKind::Dns };
     FinishedAttempt { outcome, verdict: Verdict::WaitsOn, ..delivered(delivery) }
 }
 

@@ -1,17 +1,20 @@
 //! Behaviour, tested through the front door: a real PostgreSQL, a database a test, and real receivers.
 
 mod access;
+mod attempts;
 mod audit;
 mod cli;
 mod database_tls;
 mod delivery;
 mod documents;
 mod durability;
+mod egress;
 mod embedded_postgres;
 mod enqueue;
 mod failover;
 mod faults;
 mod hostile;
+mod hostile_http2;
 mod isolation;
 mod lease_machine;
 mod leases;

@@ -121,6 +121,8 @@ async fn promotion_and_settling_walk_indexes_too() {
         ("p_http_statuses", "'{}'::smallint[]"),
         ("p_bodies", "'{}'::text[]"),
         ("p_errors", "'{}'::text[]"),
+        ("p_error_kinds", "'{}'::text[]"),
+        ("p_evidence", "'{}'::text[]"),
         ("p_statuses", "'{}'::text[]"),
         ("p_reasons", "'{}'::text[]"),
         ("p_delays_us", "'{}'::bigint[]"),

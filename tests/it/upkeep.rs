@@ -579,17 +579,20 @@ async fn api_without_upkeep(database: &TestDatabase) -> ApiClient {
 }
 
 /// `count` terminal deliveries of three configs that ended in the last `hours`, up to two retries each, with durations
-/// below a second; some attempts were lost with their workers and have none.
+/// below a second; some attempts were lost with their workers and have none. Those that another followed have errors.
 async fn write_history(database: &TestDatabase, count: i32, hours: i32) {
     sqlx::query(
         "insert into webhook_queue (queue_id, event_type, event_id, config_id, webhook_url, priority, max_retries, retry_count,
            status, status_reason, ready_since, created_at, completed_at, settled_in,
-           retry_0_started_at, retry_0_duration_ms, retry_1_started_at, retry_1_duration_ms, retry_2_started_at, retry_2_duration_ms)
+           retry_0_started_at, retry_0_duration_ms, retry_1_started_at, retry_1_duration_ms, retry_2_started_at, retry_2_duration_ms,
+           retry_0_error_kind, retry_1_error_kind)
          select gen_random_uuid(), '+credit', n::text, 1 + n % 3, 'http://receiver.example/', 2, 2, retries,
            status, case when status <> 'completed' then 'r' end, null, ended, ended, pg_current_xact_id()::text::bigint,
            case when attempts > 0 then ended end, case when attempts > 0 and n % 11 > 0 then n * 7919 % 1000 end,
            case when attempts > 1 then ended end, case when attempts > 1 then n::bigint * 104729 % 997 end,
-           case when attempts > 2 then ended end, case when attempts > 2 then n::bigint * 1299709 % 991 end
+           case when attempts > 2 then ended end, case when attempts > 2 then n::bigint * 1299709 % 991 end,
+           case when attempts > 1 then (array['timeout', 'http_status', 'reset'])[1 + n % 3] end,
+           case when attempts > 2 then (array['timeout', 'dns'])[1 + n % 2] end
          from generate_series(1, $1) as n
          cross join lateral (
            select n % 4 % 3 as retries, case n % 7 when 0 then 'failed' when 1 then 'cancelled' else 'completed' end as status,
@@ -625,6 +628,8 @@ async fn counted_directly(
            'cancelled', count(*) filter (where status = 'cancelled'),
            'attempts', (select count(*) from a),
            'retries', (select count(*) from a where attempt > 0),
+           'errors', (select coalesce(json_object_agg(error_kind, attempts), '{}') from (
+             select error_kind, count(*) as attempts from a where error_kind is not null group by 1) as e),
            'p50', (select percentile_disc(0.50) within group (order by duration_ms) from a),
            'p95', (select percentile_disc(0.95) within group (order by duration_ms) from a),
            'p99', (select percentile_disc(0.99) within group (order by duration_ms) from a),
@@ -673,9 +678,17 @@ async fn check_statistics(api: &ApiClient, database: &TestDatabase, stage: &str)
                 assert_eq!(from, None, "{what}");
             }
             let direct = counted_directly(database, config_id, from).await;
-            for name in
-                ["total", "pending", "processing", "completed", "failed", "cancelled", "attempts", "retries"]
-            {
+            for name in [
+                "total",
+                "pending",
+                "processing",
+                "completed",
+                "failed",
+                "cancelled",
+                "attempts",
+                "retries",
+                "errors",
+            ] {
                 assert_eq!(statistics[name], direct[name], "{what}: {name}");
             }
             for name in ["p50", "p95", "p99"] {

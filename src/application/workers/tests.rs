@@ -23,6 +23,7 @@ use crate::domain::circuit::CircuitCommand;
 use crate::domain::delivery::{FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, Work};
 use crate::domain::endpoint::{Endpoint, EndpointId};
 use crate::domain::endpoint_settings::{EndpointParts, EndpointSettings};
+use crate::domain::evidence::Evidence;
 
 const URL: &str = "http://receiver.example/";
 
@@ -246,6 +247,7 @@ impl Sender for Receiver {
             body: String::new(),
             retry_after: None,
             broken_off: None,
+            evidence: Evidence::default(),
         }))
     }
 }

@@ -25,6 +25,7 @@ use crate::domain::delivery::{
     FinishedAttempt, Lease, LeasedDelivery, NewDelivery, Priority, QueueId, Work, WorkerId,
 };
 use crate::domain::endpoint::EndpointId;
+use crate::domain::error_kind::ErrorKind;
 use crate::domain::retry::{DeadLetterReason, Verdict};
 
 #[async_trait]
@@ -478,13 +479,13 @@ async fn settle_group(
     let now = Instant::now();
     let statement = match ending {
         Ending::Retry => format!(
-            "-- queue.settle\nselect * from webhook_settle_{number}_retry($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+            "-- queue.settle\nselect * from webhook_settle_{number}_retry($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
         ),
         Ending::Terminal => format!(
-            "-- queue.settle\nselect * from webhook_settle_{number}_terminal($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            "-- queue.settle\nselect * from webhook_settle_{number}_terminal($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
         ),
         Ending::WaitsOn => {
-            "-- queue.settle\nselect * from webhook_settle_probe($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+            "-- queue.settle\nselect * from webhook_settle_probe($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
                 .to_owned()
         }
     };
@@ -509,6 +510,10 @@ async fn settle_group(
             .bind(column!(|a| a.verdict.final_status().expect("grouped by verdict").as_str()))
             .bind(column!(|a| a.verdict.final_reason())),
     };
+    let query = query.bind(column!(|a| a.outcome.error_kind().map(ErrorKind::as_str))).bind(column!(|a| {
+        let evidence = a.outcome.evidence();
+        evidence.map(|evidence| serde_json::to_string(&evidence).expect("it is plain text and numbers"))
+    }));
     let written: HashSet<Uuid> = query.fetch_all(connection).await?.into_iter().collect();
     Ok(attempts
         .into_iter()

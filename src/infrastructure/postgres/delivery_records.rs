@@ -23,6 +23,8 @@ use crate::domain::attempt::Attempt;
 use crate::domain::delivery::{Delivery, DeliveryState, DeliveryStatus, Priority, QueueId};
 use crate::domain::durations::DurationCounts;
 use crate::domain::endpoint::EndpointId;
+use crate::domain::error_kind::ErrorKind;
+use crate::domain::evidence::Evidence;
 use crate::domain::held::HeldBy;
 use crate::domain::retry::RETRIES_MAX;
 
@@ -119,6 +121,7 @@ impl DeliveryRecords for Database {
                 }
                 Fact::Open(OpenState::Processing) => statistics.processing += occurrences,
                 Fact::Ended(status) => *statistics.ended.entry(status).or_default() += occurrences,
+                Fact::Error(kind) => *statistics.errors.entry(kind).or_default() += occurrences,
                 Fact::Attempt { is_retry } => {
                     statistics.attempts += occurrences;
                     if is_retry {
@@ -180,6 +183,7 @@ enum Fact {
     Open(OpenState),
     Ended(DeliveryStatus),
     Attempt { is_retry: bool },
+    Error(ErrorKind),
 }
 
 /// What an open delivery waits for, as `webhook_open_deliveries` names it.
@@ -203,10 +207,11 @@ impl FromStr for Fact {
         Ok(match name {
             "attempt" => Self::Attempt { is_retry: false },
             "retry" => Self::Attempt { is_retry: true },
-            state => match state.parse::<DeliveryStatus>() {
-                Ok(status) if status.is_terminal() => Self::Ended(status),
+            other => match (other.strip_prefix("error_"), other.parse::<DeliveryStatus>()) {
+                (Some(kind), _) => Self::Error(kind.parse().map_err(|_| UnknownFact(name.to_owned()))?),
+                (None, Ok(status)) if status.is_terminal() => Self::Ended(status),
                 // what waits is counted by what it waits for
-                Ok(_) | Err(_) => Self::Open(state.parse()?),
+                (None, Ok(_) | Err(_)) => Self::Open(other.parse()?),
             },
         })
     }
@@ -469,6 +474,15 @@ impl FromRow<'_, PgRow> for DeliveryRow {
                 http_status: row.try_get(column("http_status").as_str())?,
                 response_body: row.try_get(column("response_body").as_str())?,
                 error: row.try_get(column("error").as_str())?,
+                error_kind: row
+                    .try_get::<Option<&str>, _>(column("error_kind").as_str())?
+                    .map(str::parse)
+                    .transpose()
+                    .map_err(undecodable)?,
+                evidence: row
+                    .try_get::<Option<Json<Evidence>>, _>(column("evidence").as_str())?
+                    .map(|Json(evidence)| evidence)
+                    .unwrap_or_default(),
             });
         }
         let probes: Option<Json<Vec<ProbeRow>>> = row.try_get("probes")?;
@@ -513,6 +527,8 @@ struct ProbeRow {
     http_status: Option<i16>,
     response_body: Option<String>,
     error: Option<String>,
+    error_kind: Option<ErrorKind>,
+    evidence: Option<Evidence>,
 }
 
 impl From<ProbeRow> for Attempt {
@@ -526,6 +542,8 @@ impl From<ProbeRow> for Attempt {
             http_status: row.http_status,
             response_body: row.response_body,
             error: row.error,
+            error_kind: row.error_kind,
+            evidence: row.evidence.unwrap_or_default(),
         }
     }
 }

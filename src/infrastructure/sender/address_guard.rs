@@ -9,13 +9,16 @@ use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hyper_util::client::legacy::connect::dns::Name;
 use tower::Service;
 
 use super::errors::UnresolvedName;
+use super::whereabouts;
 use crate::domain::address::{AddressPolicy, ForbiddenAddress};
 
-/// Resolves names with the system's DNS servers and hosts file, without blocking a thread.
+/// Resolves names with DNS servers and the hosts file, without blocking a thread.
 #[derive(Clone)]
 pub struct GuardedResolver {
     resolver: Arc<TokioResolver>,
@@ -23,11 +26,16 @@ pub struct GuardedResolver {
 }
 
 impl GuardedResolver {
-    /// Reads the system's DNS settings.
-    pub fn new(addresses: AddressPolicy) -> anyhow::Result<Self> {
-        let resolver = TokioResolver::builder_tokio()
-            .and_then(hickory_resolver::ResolverBuilder::build)
-            .context("reading the system's DNS settings")?;
+    /// Asks these name servers; if there are none, those of the system's DNS settings.
+    pub fn new(addresses: AddressPolicy, name_servers: &[SocketAddr]) -> anyhow::Result<Self> {
+        let builder = if name_servers.is_empty() {
+            TokioResolver::builder_tokio().context("reading the system's DNS settings")?
+        } else {
+            let servers = name_servers.iter().map(name_server).collect();
+            let config = ResolverConfig::from_parts(None, vec![], servers);
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        };
+        let resolver = builder.build().context("preparing to resolve names")?;
         Ok(Self { resolver: Arc::new(resolver), addresses })
     }
 }
@@ -51,9 +59,21 @@ impl Service<Name> for GuardedResolver {
             if allowed.is_empty() {
                 return Err(UnresolvedName::without_address(name.as_str()).into());
             }
+            // of several, nobody can know which one is tried last
+            let only = if let [only] = allowed.as_slice() { Some(only.ip()) } else { None };
+            whereabouts::note(only);
             Ok(allowed.into_iter())
         })
     }
+}
+
+/// Asked by UDP, and by TCP for an answer that does not fit.
+fn name_server(address: &SocketAddr) -> NameServerConfig {
+    let mut server = NameServerConfig::udp_and_tcp(address.ip());
+    for connection in &mut server.connections {
+        connection.port = address.port();
+    }
+    server
 }
 
 /// The allowed addresses of a name. Fails if it has addresses, but all are forbidden.

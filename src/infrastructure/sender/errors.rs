@@ -1,13 +1,16 @@
 //! Describes why no answer came, and what to do about it. The receiver's URL is left out, because the audit has it.
 
 use std::error::Error;
-use std::io;
+use std::{io, iter};
 
 use hickory_resolver::net::{DnsError, NetError};
 use rustls::CertificateError;
 
+use super::departure::CalledOff;
 use super::innermost;
+use super::whereabouts::Unconnected;
 use crate::domain::address::ForbiddenAddress;
+use crate::domain::error_kind::ErrorKind;
 
 /// A name that could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,53 @@ pub fn is_own_fault(error: &(dyn Error + 'static)) -> bool {
         cause = this.source();
     }
     false
+}
+
+/// The kind of an error, to count by.
+pub fn kind_of(error: &(dyn Error + 'static)) -> ErrorKind {
+    let causes: Vec<_> = iter::successors(Some(error), |&cause| cause.source()).collect();
+    let any = |is: fn(&(dyn Error + 'static)) -> bool| causes.iter().any(|cause| is(*cause));
+    let io_kinds = || causes.iter().filter_map(|cause| io_kind(*cause));
+    if any(is::<ForbiddenAddress>) {
+        ErrorKind::AddressNotAllowed
+    } else if any(is::<UnresolvedName>) {
+        ErrorKind::Dns
+    } else if any(|cause| tls_error(cause).is_some()) {
+        ErrorKind::Tls
+    } else if any(is::<CalledOff>) || io_kinds().any(|kind| kind == io::ErrorKind::TimedOut) {
+        ErrorKind::Timeout
+    } else if any(is::<Unconnected>) {
+        ErrorKind::Connect
+    } else if any(is_early_end) || io_kinds().any(|kind| EARLY_ENDS.contains(&kind)) {
+        ErrorKind::Reset
+    } else {
+        ErrorKind::Protocol
+    }
+}
+
+fn is<T: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
+    error.is::<T>()
+}
+
+/// How a connection that ended too early is reported.
+const EARLY_ENDS: [io::ErrorKind; 5] = [
+    io::ErrorKind::ConnectionReset,
+    io::ErrorKind::ConnectionAborted,
+    io::ErrorKind::BrokenPipe,
+    io::ErrorKind::NotConnected,
+    io::ErrorKind::UnexpectedEof,
+];
+
+fn is_early_end(error: &(dyn Error + 'static)) -> bool {
+    error
+        .downcast_ref::<hyper::Error>()
+        .is_some_and(|error| error.is_incomplete_message() || error.is_closed() || error.is_canceled())
+}
+
+/// The kind of an I/O error, or of the one inside it.
+fn io_kind(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
+    let outer = error.downcast_ref::<io::Error>()?;
+    Some(outer.get_ref().and_then(|inner| io_kind(inner)).unwrap_or(outer.kind()))
 }
 
 /// Describes an error for the audit.

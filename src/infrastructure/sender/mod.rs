@@ -6,33 +6,39 @@ mod errors;
 #[cfg(test)]
 mod tests;
 mod time_limit;
+mod whereabouts;
 
 use std::error::Error;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use axum::http::header::{ACCEPT, RETRY_AFTER, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tracing::error;
 
 use self::address_guard::GuardedResolver;
 use self::departure::{Departure, NoBody};
-use self::errors::{describe, is_own_fault};
+use self::errors::{describe, is_own_fault, kind_of};
 use self::time_limit::{Over, TimeLimit};
+use self::whereabouts::Noting;
 use crate::application::ports::Sender;
-use crate::domain::address::{AddressPolicy, ForbiddenAddress};
-use crate::domain::attempt::{Answer, AttemptOutcome};
+use crate::domain::address::ForbiddenAddress;
+use crate::domain::attempt::{Answer, AttemptOutcome, BrokenOff};
 use crate::domain::delivery::LeasedDelivery;
+use crate::domain::egress::{Egress, Forbidden};
 use crate::domain::endpoint::Endpoint;
+use crate::domain::error_kind::ErrorKind;
+use crate::domain::evidence::{Evidence, ResponseHeaders};
 
 /// How long an idle connection is kept for the next request to the same host.
 const IDLE_LIMIT: Duration = Duration::from_secs(15);
@@ -51,13 +57,15 @@ pub struct SenderSettings {
     pub response_bytes_max: usize,
     /// How many idle connections are kept per host.
     pub idle_connections_max: usize,
-    /// Which addresses may be called.
-    pub addresses: AddressPolicy,
+    /// Where requests may go.
+    pub egress: Egress,
+    /// The name servers to ask; empty: those of the system.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// Sends over HTTP/1.1 and HTTP/2, with or without TLS.
 pub struct HttpSender {
-    client: Client<HttpsConnector<HttpConnector<GuardedResolver>>, NoBody>,
+    client: Client<HttpsConnector<Noting<HttpConnector<GuardedResolver>>>, NoBody>,
     /// Why nothing can be sent over TLS; `None` if it can.
     tls_fault: Option<String>,
     settings: SenderSettings,
@@ -66,13 +74,20 @@ pub struct HttpSender {
 /// Why no answer came.
 enum NoAnswer {
     /// Nothing was sent, for a reason on our side.
-    NotSent(String),
+    NotSent { error: String, kind: ErrorKind },
     /// Nothing was sent, because this process was paused for too long.
     TooLate,
-    /// The receiver cannot be reached, or broke off.
-    Failed(String),
-    /// The receiver did not begin to answer in time.
-    TimedOut,
+    /// The receiver cannot be reached, broke off, or did not begin to answer in time.
+    Failed { error: String, kind: ErrorKind, address: Option<SocketAddr> },
+}
+
+/// The start of a body.
+struct BodyStart {
+    text: String,
+    /// Why the body could not be read to its end.
+    broken_off: Option<BrokenOff>,
+    /// Whether it is not known to be the whole body.
+    is_cut: bool,
 }
 
 impl HttpSender {
@@ -80,8 +95,8 @@ impl HttpSender {
     /// cookies. It resends a request only if no part of it was written to a connection. `docs/experiments.md` shows what
     /// reqwest would cost.
     pub fn new(settings: SenderSettings) -> anyhow::Result<Self> {
-        let mut connector =
-            HttpConnector::new_with_resolver(GuardedResolver::new(settings.addresses.clone())?);
+        let resolver = GuardedResolver::new(settings.egress.addresses().clone(), &settings.name_servers)?;
+        let mut connector = HttpConnector::new_with_resolver(resolver);
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_LIMIT.min(settings.timeout)));
         connector.set_nodelay(true);
@@ -90,7 +105,7 @@ impl HttpSender {
             .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(connector);
+            .wrap_connector(Noting(connector));
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -106,68 +121,99 @@ impl HttpSender {
         endpoint: &Endpoint,
         limit: &TimeLimit,
     ) -> Result<Answer, NoAnswer> {
-        let url: Uri = delivery
-            .webhook_url
-            .parse()
-            .map_err(|error| NoAnswer::Failed(format!("the URL is not valid: {error}")))?;
-        self.check_literal(&url).map_err(|forbidden| NoAnswer::NotSent(forbidden.to_string()))?;
+        let started = Instant::now();
+        let url: Uri = delivery.webhook_url.parse().map_err(|error| NoAnswer::Failed {
+            error: format!("the URL is not valid: {error}"),
+            kind: ErrorKind::InvalidUrl,
+            address: None,
+        })?;
+        self.check(&url).map_err(|forbidden| NoAnswer::NotSent {
+            error: forbidden.to_string(),
+            kind: forbidden.kind(),
+        })?;
         if let Some(fault) = self.tls_fault.as_ref().filter(|_| url.scheme_str() == Some("https")) {
-            return Err(NoAnswer::NotSent(fault.clone()));
+            return Err(NoAnswer::NotSent { error: fault.clone(), kind: ErrorKind::Tls });
         }
+        let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
+        whereabouts::note(literal(&url));
         let departure = Departure::before(limit.deadline());
         let mut request = Request::new(NoBody(departure.clone()));
         *request.uri_mut() = url;
         *request.headers_mut() = headers(delivery, endpoint);
+        let connection = capture_connection(&mut request);
+        let failed = |error: String, kind: ErrorKind| {
+            let called = || whereabouts::called().map(|address| SocketAddr::new(address, port));
+            let address = whereabouts::of_connection(&connection).or_else(called);
+            NoAnswer::Failed { error, kind, address }
+        };
         let has_begun = || !departure.call_off();
         let response = match limit.of_what_may_begin(self.client.request(request), has_begun).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) if is_own_fault(&error) => return Err(NoAnswer::NotSent(describe(&error))),
-            Ok(Err(error)) => return Err(NoAnswer::Failed(describe(&error))),
+            Ok(Err(error)) if is_own_fault(&error) => {
+                return Err(NoAnswer::NotSent { error: describe(&error), kind: kind_of(&error) });
+            }
+            Ok(Err(error)) => return Err(failed(describe(&error), kind_of(&error))),
             Err(Over::Before) => return Err(NoAnswer::TooLate),
-            Err(Over::Within) => return Err(NoAnswer::TimedOut),
+            Err(Over::Within) => {
+                let error = format!("timed out after {} ms", limit.millis());
+                return Err(failed(error, ErrorKind::Timeout));
+            }
         };
         // from here on the receiver has answered, whatever becomes of the body
         let status = response.status().as_u16();
+        let first_byte_ms = i32::try_from(started.elapsed().as_millis()).unwrap_or(i32::MAX);
+        let address = response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr);
         let retry_after = retry_after(response.headers());
-        let (body, broken_off) = self.start_of_body(response.into_body(), limit).await;
-        Ok(Answer { status, body, retry_after, broken_off })
+        let headers = response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let headers = ResponseHeaders::keep(headers);
+        let BodyStart { text, broken_off, is_cut } = self.start_of_body(response.into_body(), limit).await;
+        let evidence = Evidence {
+            address,
+            first_byte_ms: Some(first_byte_ms),
+            headers: Some(headers),
+            body_cut: Some(is_cut),
+        };
+        Ok(Answer { status, body: text, retry_after, broken_off, evidence })
     }
 
-    /// Refuses a host that is a forbidden address. Names are checked when they are resolved.
-    fn check_literal(&self, url: &Uri) -> Result<(), ForbiddenAddress> {
-        let host = url.host().unwrap_or_default();
-        match host.trim_start_matches('[').trim_end_matches(']').parse() {
-            Ok(address) => self.settings.addresses.check(address),
-            Err(_) => Ok(()),
-        }
+    /// Refuses a URL that the settings forbid, as an older row may have one. Names are checked when they are resolved.
+    fn check(&self, url: &Uri) -> Result<(), Forbidden> {
+        self.settings.egress.check_parts(url.scheme_str().unwrap_or_default(), url.port_u16(), literal(url))
     }
 
     /// Reads only as much as is kept. Returns it, and why it is incomplete, if it is. Text that PostgreSQL cannot store is
     /// replaced.
-    async fn start_of_body(&self, mut incoming: Incoming, limit: &TimeLimit) -> (String, Option<String>) {
-        let (mut body, mut broken_off) = (Vec::new(), None);
+    async fn start_of_body(&self, mut incoming: Incoming, limit: &TimeLimit) -> BodyStart {
+        let (mut body, mut broken_off, mut is_cut) = (Vec::new(), None, false);
         while body.len() < self.settings.response_bytes_max {
             match limit.of(incoming.frame()).await {
                 Some(Some(Ok(frame))) => {
                     let chunk = frame.data_ref().map_or(&[][..], |data| &data[..]);
                     let room = self.settings.response_bytes_max - body.len();
+                    is_cut = chunk.len() > room;
                     body.extend_from_slice(&chunk[..chunk.len().min(room)]);
                 }
                 Some(None) => break,
                 Some(Some(Err(error))) => {
-                    broken_off = Some(format!("the response broke off: {}", innermost(&error)));
+                    let error_text = format!("the response broke off: {}", innermost(&error));
+                    broken_off = Some(BrokenOff { error: error_text, kind: kind_of(&error) });
                     break;
                 }
                 None => {
-                    broken_off = Some(format!("the response did not end within {} ms", limit.millis()));
+                    let error = format!("the response did not end within {} ms", limit.millis());
+                    broken_off = Some(BrokenOff { error, kind: ErrorKind::Timeout });
                     break;
                 }
             }
         }
+        let body_bytes = body.len();
         let text = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         let text = if text.contains('\0') { text.replace('\0', "\u{FFFD}") } else { text };
-        (text, broken_off)
+        // a length that was announced tells that nothing follows; the end of other bodies is not waited for
+        let is_full = body_bytes >= self.settings.response_bytes_max;
+        is_cut |= broken_off.is_some() || (is_full && !incoming.is_end_stream());
+        BodyStart { text, broken_off, is_cut }
     }
 }
 
@@ -197,16 +243,22 @@ impl Sender for HttpSender {
     async fn send(&self, delivery: &LeasedDelivery, endpoint: &Endpoint) -> Option<AttemptOutcome> {
         let limit = TimeLimit::new(endpoint.settings.timeout.min(self.settings.timeout));
         let shortened = |error: String| error.chars().take(ERROR_CHARS_MAX).collect();
-        Some(match self.get(delivery, endpoint, &limit).await {
+        Some(match whereabouts::following(self.get(delivery, endpoint, &limit)).await {
             Ok(answer) => AttemptOutcome::Answered(answer),
             Err(NoAnswer::TooLate) => return None,
-            Err(NoAnswer::NotSent(error)) => AttemptOutcome::NotSent { error: shortened(error) },
-            Err(NoAnswer::Failed(error)) => AttemptOutcome::Unanswered { error: shortened(error) },
-            Err(NoAnswer::TimedOut) => {
-                AttemptOutcome::Unanswered { error: format!("timed out after {} ms", limit.millis()) }
+            Err(NoAnswer::NotSent { error, kind }) => {
+                AttemptOutcome::NotSent { error: shortened(error), kind }
+            }
+            Err(NoAnswer::Failed { error, kind, address }) => {
+                AttemptOutcome::Unanswered { error: shortened(error), kind, address }
             }
         })
     }
+}
+
+/// The host of a URL, if it is an address.
+fn literal(url: &Uri) -> Option<IpAddr> {
+    url.host()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
 /// The endpoint's own headers, the ids of the delivery and the event, and the trace that the event belongs to.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::*;
+use crate::domain::address::AddressPolicy;
 use crate::domain::delivery::tests::leased;
 use crate::domain::endpoint_settings::EndpointParts;
 
@@ -59,7 +60,8 @@ fn sender() -> HttpSender {
         timeout: TIMEOUT,
         response_bytes_max: 4096,
         idle_connections_max: 10,
-        addresses: AddressPolicy::new(vec!["127.0.0.0/8".parse().unwrap()]),
+        egress: Egress::new(AddressPolicy::new(vec!["127.0.0.0/8".parse().unwrap()]), vec![], false),
+        name_servers: vec![],
     })
     .unwrap()
 }

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod disk;
+pub mod name_server;
 pub mod postgres;
 pub mod process;
 pub mod raw_receiver;

@@ -21,6 +21,7 @@ pub fn command(database: &TestDatabase, args: &[&str]) -> Command {
         .env("DATABASE_URL", database.url())
         .envs(std::env::var_os("PG_BINDIR").map(|directory| ("PG_BINDIR", directory)))
         .env("EGRESS_ALLOW", "127.0.0.0/8")
+        .env("EGRESS_PORTS_ALLOW", "1,9")
         .env("LISTEN_ADDR", "127.0.0.1:0");
     command
 }
