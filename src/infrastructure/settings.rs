@@ -579,7 +579,7 @@ mod tests {
             |name: &str| Settings::from_sources(BTreeMap::from([(name.into(), "x".into())]), HashMap::new());
         assert!(file("POSTGRES_PASSWORD").is_ok());
         let refused = |name: &str| file(name).err().unwrap().to_string();
-        assert_eq!(refused("WEBHOOK_COUNT"), "WEBHOOK_COUNT: is in .env, but there is no such setting");
+        assert_eq!(refused("WEBHOOK_COUNT"), "WEBHOOK_COUNT: is set in .env, but there is no such setting");
         assert!(refused("LOG_LEVL").ends_with("no such setting; did you mean LOG_LEVEL?"));
     }
 
