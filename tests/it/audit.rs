@@ -522,6 +522,9 @@ async fn impossible_rows_are_refused() {
         )
         .await;
     let config = |change: &str| format!("update webhook_configs set {change}");
+    let key = |values: &str| {
+        format!("insert into webhook_api_keys (name, secret_digest, scopes, config_ids) values ({values})")
+    };
     let ended = ("completed_at", "now()");
     let not_ready = ("ready_since", "null");
     let attempted = ("retry_0_started_at", "now()");
@@ -662,6 +665,23 @@ async fn impossible_rows_are_refused() {
         (
             "webhook_statistics_progress_only_row_check",
             "insert into webhook_statistics_progress values (false, 0, now())".to_owned(),
+        ),
+        ("a key has a name", key("'', sha256(''), array['read'], null")),
+        ("a secret is stored as its SHA-256", key("'n', 's3cret', array['read'], null")),
+        ("a key has at least one of the scopes", key("'n', sha256(''), array[]::text[], null")),
+        ("a key has at least one of the scopes", key("'n', sha256(''), array['admin'], null")),
+        (
+            "a bound key names a config, and manages nothing",
+            key("'n', sha256(''), array['read'], array[]::bigint[]"),
+        ),
+        (
+            "a bound key names a config, and manages nothing",
+            key("'n', sha256(''), array['manage'], array[1]"),
+        ),
+        (
+            "an operator comes by the API, the command line or the console",
+            "select webhook_note_action('o', 'mail', null, 'config.change', 'manage', '1', null, null)"
+                .to_owned(),
         ),
     ];
     let mut refused = BTreeSet::new();

@@ -123,7 +123,8 @@ fn kinds() -> Vec<Kind> {
             Behaviour { beginning: b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec(), again: vec![] },
             "failed",
             None,
-            &[Some("protocol")],
+            // if the connection has failed before it takes the request, the client reports only that it is closed
+            &[Some("protocol"), Some("reset")],
         ),
         ("silence", behaves(&[], vec![]), "failed", None, &[Some("timeout")]),
         (
