@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::Postgres;
+use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use tokio::time::{Instant, interval, timeout};
@@ -109,7 +110,7 @@ impl Pool {
     /// the error is of no use any more, because it may not write.
     pub(super) fn heed(&self, error: Option<&sqlx::Error>) -> bool {
         let Some(error) = error else { return false };
-        let refusal = error.as_database_error().and_then(|refusal| refusal.code());
+        let refusal = error.as_database_error().and_then(DatabaseError::code);
         let code = refusal.as_deref().unwrap_or_default();
         let is_away =
             matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) || code.starts_with("57P");

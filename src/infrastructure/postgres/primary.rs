@@ -268,15 +268,14 @@ impl Inner {
         let used = *self.used.borrow();
         let chosen = choose(&findings, used.map(|used| used.host), looks.timeline);
         self.tell_of_old_primaries(&findings, chosen, &mut looks);
-        let outcome = match chosen {
-            Some(host) => Ok(self.use_host(host, used, &findings, &mut looks)),
-            None => {
-                // what is away may come back, and connections to it may still work; what refuses writes is of no use
-                if let Some(used) = used.filter(|used| findings[used.host] == Finding::ReadOnly) {
-                    self.leave(used);
-                }
-                Err(self.no_primary(&findings))
+        let outcome = if let Some(host) = chosen {
+            Ok(self.use_host(host, used, &findings, &mut looks))
+        } else {
+            // what is away may come back, and connections to it may still work; what refuses writes is of no use
+            if let Some(used) = used.filter(|used| findings[used.host] == Finding::ReadOnly) {
+                self.leave(used);
             }
+            Err(self.no_primary(&findings))
         };
         looks.last = Some((Instant::now(), outcome.clone().map(drop)));
         outcome
