@@ -42,7 +42,7 @@ impl Connection {
 
     /// Requests a URL and returns the body.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<&[u8]> {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         accepted(self.exchange(request.as_bytes()).await?)?;
         Ok(&self.buffer[header_length(&self.buffer).unwrap_or_default()..])
     }

@@ -300,7 +300,7 @@ async fn a_stream_that_breaks_off_is_answered_with_what_was_committed_before() {
         let event = json!({"event_type": "+credit", "config_id": config, "event_id": id}).to_string() + "\n";
         format!("{:x}\r\n{event}\r\n", event.len())
     };
-    let head = "POST /webhooks/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n\
+    let head = "POST /webhooks/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
                 connection: close\r\ntransfer-encoding: chunked\r\n\r\n";
 
     // what follows is no chunk
@@ -330,7 +330,7 @@ async fn arrays_that_would_take_too_much_memory_together_are_refused_until_there
     for _ in 0..8 {
         let mut stream = TcpStream::connect(&address).await.unwrap();
         let head = format!(
-            "POST /webhooks/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n[",
+            "POST /webhooks/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n[",
             8 * 1024 * 1024 - 1
         );
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -349,7 +349,7 @@ async fn arrays_that_would_take_too_much_memory_together_are_refused_until_there
 
     drop(holders);
     assert_eq!(api.post("/webhooks/batch", json!([])).await.status, 200);
-    let too_large = "POST /webhooks/batch HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+    let too_large = "POST /webhooks/batch HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
                      content-length: 8388609\r\n\r\n";
     assert!(exchange(&api, too_large).await.starts_with("HTTP/1.1 413"));
 }
