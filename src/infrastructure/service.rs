@@ -275,7 +275,7 @@ async fn require_key(access: &Access) -> anyhow::Result<()> {
         Ok(true) => Ok(()),
         Ok(false) => bail!(
             "LISTEN_ADDR: calls need an API key here, and there is none: make one with `webhook-processor keys create --name \
-             admin --scope manage`, or set AUTH=none"
+             admin --scope enqueue,read,operate,manage`, or set AUTH=none"
         ),
         // the next look may work, and nobody is let in until then
         Err(error) => {
