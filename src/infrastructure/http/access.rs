@@ -195,9 +195,9 @@ fn group_of(address: IpAddr) -> IpAddr {
 
 /// Lets in whoever may use the route. Handlers find the [`Caller`] in the request.
 pub(super) async fn admit(State(door): State<Door>, mut request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let Some(scope) = path.as_deref().and_then(|path| scope_of(request.method().as_str(), path)) else {
-        error!(path, "a route has no scope");
+    let route = request.extensions().get::<MatchedPath>();
+    let Some(scope) = route.and_then(|route| scope_of(request.method().as_str(), route.as_str())) else {
+        error!(route = route.map(MatchedPath::as_str), "a route has no scope");
         return ApiError::unexpected().into_response();
     };
     match door.admits(request.headers(), address_of(&request), scope).await {

@@ -8,6 +8,7 @@ use axum::middleware::map_response;
 use axum::response::{IntoResponse as _, Response};
 use http_body_util::BodyExt as _;
 use tracing::error;
+use utoipa::openapi::path::Operation;
 use utoipa::openapi::response::{Response as Answer, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -98,8 +99,8 @@ fn put_together(schema: &mut RefOr<Schema>) {
     }
 }
 
-/// Says which scope each route needs.
-fn describe_access(path: &str, item: &mut PathItem) {
+/// The operations of a path, with their methods.
+fn operations_of(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
     let operations = [
         ("GET", &mut item.get),
         ("POST", &mut item.post),
@@ -107,9 +108,14 @@ fn describe_access(path: &str, item: &mut PathItem) {
         ("PATCH", &mut item.patch),
         ("DELETE", &mut item.delete),
     ];
-    for (method, operation) in operations {
+    operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// Says which scope each route needs.
+fn describe_access(path: &str, item: &mut PathItem) {
+    for (method, operation) in operations_of(item) {
         let scope = if path == "/metrics" { Some(METRICS_SCOPE) } else { scope_of(method, path) };
-        let (Some(operation), Some(scope)) = (operation, scope) else { continue };
+        let Some(scope) = scope else { continue };
         operation.security = Some(vec![SecurityRequirement::new(API_KEY, [scope.as_str()])]);
         let answers = &mut operation.responses.responses;
         for (status, description) in [
@@ -124,8 +130,7 @@ fn describe_access(path: &str, item: &mut PathItem) {
 
 /// Documents the body of each error as a problem, unless its route documents another body.
 fn describe_problems(path: &mut PathItem) {
-    let operations = [&mut path.get, &mut path.post, &mut path.put, &mut path.patch, &mut path.delete];
-    for operation in operations.into_iter().flatten() {
+    for (_, operation) in operations_of(path) {
         for (status, answer) in &mut operation.responses.responses {
             if let RefOr::T(answer) = answer
                 && status.starts_with(['4', '5'])

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
 
 use super::errors::inconsistent;
-use super::operators::record;
+use super::operators::{change_row, record};
 use super::within::within;
 use super::{Database, REQUEST_LIMIT};
 use crate::application::ports::{Change, KeyStore, StoreError};
@@ -67,22 +67,16 @@ impl KeyStore for Database {
     }
 
     async fn revoke(&self, id: KeyId, change: &Change<'_>) -> Result<bool, StoreError> {
-        within!(self.requests, REQUEST_LIMIT, |connection| async {
-            let mut transaction = connection.begin().await?;
-            let revoked = sqlx::query!(
+        within!(self.requests, REQUEST_LIMIT, |connection| change_row(
+            &mut connection,
+            sqlx::query!(
                 "-- keys.revoke
                 update webhook_api_keys set revoked_at = now() where id = $1 and revoked_at is null",
                 id.get(),
-            )
-            .execute(&mut *transaction)
-            .await?;
-            let revoked = revoked.rows_affected() == 1;
-            if revoked {
-                record(&mut transaction, change, id).await?;
-            }
-            transaction.commit().await?;
-            Ok(revoked)
-        })
+            ),
+            change,
+            id,
+        ))
     }
 
     async fn note_use(&self, id: KeyId) -> Result<(), StoreError> {

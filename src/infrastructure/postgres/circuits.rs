@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Connection as _;
 
 use super::errors::inconsistent;
-use super::operators::record;
+use super::operators::change_row;
 use super::within::within;
 use super::{Database, REQUEST_LIMIT, from_micros};
 use crate::application::ports::{
@@ -102,22 +101,18 @@ impl CircuitStore for Database {
     }
 
     async fn probe_now(&self, id: EndpointId, change: &Change<'_>) -> Result<bool, StoreError> {
-        within!(self.requests, REQUEST_LIMIT, |connection| async {
-            let mut transaction = connection.begin().await?;
-            let made_due = sqlx::query!(
-                "-- circuits.probe_now
+        within!(self.requests, REQUEST_LIMIT, |connection| {
+            change_row(
+                &mut connection,
+                sqlx::query!(
+                    "-- circuits.probe_now
                 update webhook_configs set circuit_probe_at = now()
                 where id = $1 and circuit_state = 'open' and circuit_probe_at is not null and deleted_at is null",
-                id.get(),
+                    id.get(),
+                ),
+                change,
+                id,
             )
-            .execute(&mut *transaction)
-            .await?;
-            let made_due = made_due.rows_affected() == 1;
-            if made_due {
-                record(&mut transaction, change, id).await?;
-            }
-            transaction.commit().await?;
-            Ok(made_due)
         })
     }
 

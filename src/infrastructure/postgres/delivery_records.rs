@@ -13,7 +13,7 @@ use sqlx::types::{Json, Uuid};
 use sqlx::{Connection as _, FromRow, PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::errors::{inconsistent, lacks_archive, undecodable};
-use super::operators::record;
+use super::operators::{change_row, record};
 use super::within::{scan, within};
 use super::{Database, REQUEST_LIMIT, from_micros};
 use crate::application::ports::{
@@ -56,24 +56,18 @@ impl DeliveryRecords for Database {
     }
 
     async fn make_ready(&self, queue_id: QueueId, change: &Change<'_>) -> Result<bool, StoreError> {
-        within!(self.requests, REQUEST_LIMIT, |connection| async {
-            let mut transaction = connection.begin().await?;
-            let made_ready = sqlx::query!(
+        within!(self.requests, REQUEST_LIMIT, |connection| change_row(
+            &mut connection,
+            sqlx::query!(
                 "-- records.make_ready
                 update webhook_queue_open
                 set ready_since = now(), next_retry_at = now(), updated_at = now()
                 where queue_id = $1 and status = 'pending' and ready_since is null",
                 queue_id.get()
-            )
-            .execute(&mut *transaction)
-            .await?;
-            let made_ready = made_ready.rows_affected() == 1;
-            if made_ready {
-                record(&mut transaction, change, queue_id).await?;
-            }
-            transaction.commit().await?;
-            Ok(made_ready)
-        })
+            ),
+            change,
+            queue_id,
+        ))
     }
 
     async fn cancel(&self, queue_id: QueueId, reason: &str, change: &Change<'_>) -> Result<bool, StoreError> {

@@ -11,7 +11,7 @@ use sqlx::Connection as _;
 use tracing::error;
 
 use super::errors::inconsistent;
-use super::operators::record;
+use super::operators::{change_row, record};
 use super::within::within;
 use super::{Database, REQUEST_LIMIT};
 use crate::application::ports::{Change, EndpointStore, StoreError};
@@ -161,25 +161,19 @@ impl EndpointStore for Database {
     }
 
     async fn delete(&self, id: EndpointId, change: &Change<'_>) -> Result<bool, StoreError> {
-        within!(self.requests, REQUEST_LIMIT, |connection| async {
-            let mut transaction = connection.begin().await?;
-            let deleted = sqlx::query!(
+        within!(self.requests, REQUEST_LIMIT, |connection| change_row(
+            &mut connection,
+            sqlx::query!(
                 "-- endpoints.delete
                 update webhook_configs
                 set deleted_at = now(), enabled = false,
                     updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
                 where id = $1 and deleted_at is null",
                 id.get(),
-            )
-            .execute(&mut *transaction)
-            .await?;
-            let deleted = deleted.rows_affected() == 1;
-            if deleted {
-                record(&mut transaction, change, id).await?;
-            }
-            transaction.commit().await?;
-            Ok(deleted)
-        })
+            ),
+            change,
+            id,
+        ))
     }
 }
 

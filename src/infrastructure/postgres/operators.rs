@@ -1,6 +1,8 @@
 //! The record of what operators change, in `webhook_operator_actions`.
 
-use sqlx::PgConnection;
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{Connection as _, PgConnection, Postgres};
 
 use crate::application::ports::Change;
 
@@ -25,4 +27,20 @@ pub(super) async fn record(
     .fetch_one(connection)
     .await?;
     Ok(())
+}
+
+/// Makes a change of one row and records it, in one transaction. Returns whether there was a row to change.
+pub(super) async fn change_row(
+    connection: &mut PgConnection,
+    statement: Query<'_, Postgres, PgArguments>,
+    change: &Change<'_>,
+    subject: impl ToString,
+) -> sqlx::Result<bool> {
+    let mut transaction = connection.begin().await?;
+    let is_changed = statement.execute(&mut *transaction).await?.rows_affected() == 1;
+    if is_changed {
+        record(&mut transaction, change, subject).await?;
+    }
+    transaction.commit().await?;
+    Ok(is_changed)
 }
